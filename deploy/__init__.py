@@ -1,0 +1,1 @@
+"""Run exported graphs, check them spike by spike, count and price their operations."""

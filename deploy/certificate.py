@@ -1,0 +1,187 @@
+r"""Rounding bounds that tell a tie from a mistake.
+
+A spike compares a float32 membrane with a threshold. Two correct programs may sum in another
+order and so disagree where the exact value is within rounding of the threshold, and nowhere else.
+This module recomputes a *recorded* run in float64: every layer gets the spikes that the run itself
+recorded for its inputs and for its resets, so errors do not travel from layer to layer, and each
+recorded spike is held against the exact membrane with a bound on what float32 could have done.
+
+With unit roundoff :math:`u = 2^{-24}` and :math:`\gamma_n = nu / (1 - nu)`, a sum of n products
+in any order has error at most :math:`\gamma_n \sum |w_i||x_i|` (Higham, Accuracy and Stability
+of Numerical Algorithms, 2nd ed., section 3.1). Adding zero is exact, so n counts the non-zero
+inputs only. One membrane step adds
+
+.. math::
+    e_t \le |1 - a| e_{t-1} + |a| e_i + 8u \,(|a| (|i| + |v_{leak}| + |v_{t-1}|) + |v_t|)
+
+where a = dt / tau and :math:`e_i` is the bound on the current; the factor 8 covers the rounding of
+a itself and of the four operations. A reset starts again from an exact value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from tser.deploy.backends import Trace
+from tser.deploy.interpreter import sum_inputs
+from tser.deploy.numeric import STATELESS, convolve
+from tser.export.graph import SPIKING, Graph, Node
+from tser.export.shapes import window
+
+Array = NDArray[np.float64]
+UNIT = 2.0**-24
+EXTRA = 8
+"""Roundings allowed beside the sum: folded weights, batch norm, bias."""
+
+
+class NotCertifiable(ValueError):
+    """A node for which no bound is derived here."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Exact values with a bound on the error of any float32 program, elementwise."""
+
+    value: Array
+    error: Array
+
+
+def gamma(terms: Any) -> Any:
+    """Higham's bound for ``terms`` roundings in float32; a number or an array of numbers."""
+    return terms * UNIT / (1 - terms * UNIT)
+
+
+class Audit:
+    """Float64 recomputation of one recorded batch.
+
+    Args:
+        graph: the graph that the run claims to execute; feed-forward.
+        x: the batch ``[B, ...]``.
+        trace: what was recorded.
+        bias_magnitude: per node, a bound on the terms behind its folded bias, ``[C]``.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        x: NDArray[Any],
+        trace: Trace,
+        bias_magnitude: dict[str, NDArray[np.float64]],
+    ) -> None:
+        self._graph, self._trace, self._bias = graph, trace, bias_magnitude
+        image = x.astype(np.float64)[None]
+        self._known = {graph.input.name: Bounded(image, np.zeros_like(image))}
+
+    def current(self, node: Node) -> Bounded:
+        """The summed input of ``node``, ``[T or 1, B, ...]``."""
+        parts = [self._output(self._graph.nodes[edge.source]) for edge in node.inputs]
+        if len(parts) == 1:
+            return parts[0]
+        value = sum_inputs([part.value for part in parts])
+        terms = sum_inputs([np.abs(part.value) + part.error for part in parts])
+        error = sum_inputs([part.error for part in parts]) + gamma(len(parts)) * terms
+        return Bounded(value, error)
+
+    def margins(self, node: Node) -> Bounded:
+        """``v - v_threshold`` before the reset, given the recorded inputs and resets.
+
+        Args:
+            node: a LIF or IF layer.
+
+        Returns:
+            ``[T, B, ...]``.
+        """
+        op, dt = node.op, self._graph.dt
+        if isinstance(op, nir.LIF):
+            rate = dt / np.asarray(op.tau, np.float64)
+            leak, rest = rate, np.asarray(op.v_leak, np.float64)
+            gain = rate * np.asarray(op.r, np.float64)
+        elif isinstance(op, nir.IF):
+            gain = dt * np.asarray(op.r, np.float64)
+            leak, rest = np.zeros_like(gain), np.zeros_like(gain)
+        else:
+            raise NotCertifiable(f"no rounding bound is derived for {node.kind} ({node.name!r})")
+        threshold = np.asarray(op.v_threshold, np.float64)
+        reset = np.asarray(op.v_reset, np.float64)
+        current, spikes = self.current(node), self._trace.spikes[node.name]
+        steps = len(spikes)
+        v = np.broadcast_to(rest, spikes.shape[1:]).astype(np.float64)
+        error = np.zeros_like(v)
+        margin, bound = np.empty(spikes.shape), np.empty(spikes.shape)
+        for t in range(steps):
+            source = t if len(current.value) > 1 else 0
+            i, e = current.value[source], current.error[source]
+            size = np.abs(gain) * np.abs(i) + np.abs(leak) * (np.abs(rest) + np.abs(v) + error)
+            v = v + gain * i + leak * (rest - v)
+            error = np.abs(1 - leak) * error + np.abs(gain) * e
+            error = error + EXTRA * UNIT * (size + np.abs(v) + error)
+            margin[t], bound[t] = v - threshold, error
+            v = np.where(spikes[t], reset, v)
+            error = np.where(spikes[t], 0.0, error)
+        return Bounded(margin, bound)
+
+    def _output(self, node: Node) -> Bounded:
+        if node.name not in self._known:
+            if isinstance(node.op, SPIKING):
+                value = self._trace.spikes[node.name].astype(np.float64)
+                self._known[node.name] = Bounded(value, np.zeros_like(value))
+            else:
+                self._known[node.name] = self._linear(node, self.current(node))
+        return self._known[node.name]
+
+    def _linear(self, node: Node, x: Bounded) -> Bounded:
+        op = node.op
+        if isinstance(op, nir.Output | nir.Flatten):
+            return Bounded(self._apply(node, x.value), self._apply(node, x.error))
+        size = np.abs(x.value) + x.error
+        if isinstance(op, nir.Conv1d | nir.Conv2d | nir.Affine | nir.Linear):
+            weight = np.abs(op.weight.astype(np.float64))
+            active = (size > 0).astype(np.float64)
+            terms: Any = self._apply_absolute(node, np.ones_like(weight), active) + 1
+            bias = self._bias.get(node.name, np.abs(np.asarray(getattr(op, "bias", 0.0))))
+            carried = self._apply_absolute(node, weight, x.error)
+            spread = self._apply_absolute(node, weight, size)
+            shape = (-1, *[1] * (spread.ndim - 3)) if spread.ndim > 3 else (-1,)
+            spread = spread + np.asarray(bias, np.float64).reshape(shape)
+        elif isinstance(op, nir.AvgPool2d | nir.SumPool2d):
+            geometry = window(op)
+            terms = geometry.kernel[0] * geometry.kernel[1]
+            carried, spread = self._apply(node, x.error), self._apply(node, size)
+        elif isinstance(op, nir.Scale):
+            terms = 1
+            carried = x.error * np.abs(np.asarray(op.scale, np.float64))
+            spread = size * np.abs(np.asarray(op.scale, np.float64))
+        else:
+            raise NotCertifiable(f"no rounding bound is derived for {node.kind} ({node.name!r})")
+        return Bounded(self._apply(node, x.value), carried + gamma(terms + EXTRA) * spread)
+
+    def _apply(self, node: Node, x: Array) -> Array:
+        flat = STATELESS[type(node.op)](node, x.reshape(-1, *node.input_shape))
+        return flat.reshape(*x.shape[:2], *node.output_shape)
+
+    def _apply_absolute(self, node: Node, weight: Array, x: Array) -> Array:
+        """The node without its bias and with ``weight`` in place of its own."""
+        flat = x.reshape(-1, *node.input_shape)
+        if isinstance(node.op, nir.Conv2d):
+            result = convolve(flat, weight, None, window(node.op))
+        elif isinstance(node.op, nir.Conv1d):
+            padded = convolve(flat[:, :, None], weight[:, :, None], None, window(node.op))
+            result = padded[:, :, 0]
+        else:
+            result = flat @ weight.T
+        return result.reshape(*x.shape[:2], *node.output_shape)
+
+    def logits(self) -> Bounded:
+        """The output ``[T or 1, B, K]`` that follows from the recorded spikes."""
+        return self._output(self._graph.output)
+
+
+def violations(margins: Bounded, spikes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where a recorded spike (or silence) cannot come from rounding, ``[T, B, ...]``."""
+    wrong = np.where(spikes, margins.value <= -margins.error, margins.value > margins.error)
+    return np.asarray(wrong, bool)

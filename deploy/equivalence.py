@@ -1,0 +1,285 @@
+"""Does an exported graph do what the reference did, spike by spike?
+
+* E0: every spike of every layer and step is the same, and logits differ by no more than rounding.
+* E1: the spikes differ only where rounding explains it (every flip and everything downstream of
+  it is certified, see ``certificate``), and every prediction is the same.
+* E2: spikes differ beyond that, but firing rates of every layer agree within 1 % of each other
+  and at least 99 % of the predictions are the same.
+* E3: not equivalent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tser.deploy.backends import Backend, Trace
+from tser.deploy.certificate import Audit, NotCertifiable, violations
+from tser.export.graph import Graph, Node
+
+Verdict = Literal["E0", "E1", "E2", "E3"]
+RATE_TOLERANCE = 0.01
+ARGMAX_TOLERANCE = 0.01
+Counts = NDArray[np.int64]
+
+
+@dataclass
+class LayerTally:
+    """Counts of one spiking layer over all samples.
+
+    Attributes:
+        name: NIR node.
+        neurons: number of neurons.
+        flips: spikes that differ, per step, ``[T]``.
+        seeds: flips whose inputs and own past are the same in both runs.
+        violations: recorded spikes that rounding cannot explain, in either run.
+        reference: spikes of the reference, per step, ``[T]``.
+        candidate: spikes of the candidate, per step, ``[T]``.
+    """
+
+    name: str
+    neurons: int
+    flips: Counts
+    reference: Counts
+    candidate: Counts
+    seeds: int = 0
+    violations: int = 0
+
+
+@dataclass
+class Comparison:
+    """Result for one candidate.
+
+    Attributes:
+        name: of the backend.
+        source: what it executed.
+        layers: tallies in execution order.
+        samples: number of inputs.
+        argmax_differences: predictions (after T steps) that differ.
+        logits_max_difference: largest absolute difference.
+        logits_outside_bound: logits that rounding cannot explain given the recorded spikes.
+        first_divergence: the earliest flip by (sample, t, layer, neuron), or None.
+        uncertifiable: why no certificate could be derived, or "".
+    """
+
+    name: str
+    source: str
+    layers: dict[str, LayerTally]
+    samples: int = 0
+    argmax_differences: int = 0
+    logits_max_difference: float = 0.0
+    logits_outside_bound: int = 0
+    first_divergence: dict[str, Any] | None = None
+    uncertifiable: str = ""
+
+    @property
+    def flips(self) -> int:
+        """Spikes that differ, over all layers and steps."""
+        return sum(int(layer.flips.sum()) for layer in self.layers.values())
+
+    @property
+    def neuron_steps(self) -> int:
+        """Neurons x steps x samples that were compared."""
+        return sum(
+            layer.neurons * len(layer.flips) * self.samples for layer in self.layers.values()
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """E0..E3, as the module states."""
+        wrong = sum(layer.violations for layer in self.layers.values()) + self.logits_outside_bound
+        if not wrong and not self.uncertifiable and not self.argmax_differences:
+            return "E1" if self.flips else "E0"
+        rates_agree = all(
+            abs(int(layer.reference.sum()) - int(layer.candidate.sum()))
+            <= RATE_TOLERANCE * max(int(layer.reference.sum()), int(layer.candidate.sum()))
+            for layer in self.layers.values()
+        )
+        argmax_agree = self.argmax_differences <= ARGMAX_TOLERANCE * self.samples
+        return "E2" if rates_agree and argmax_agree else "E3"
+
+    def reason(self) -> str:
+        """The verdict in words."""
+        wrong = sum(layer.violations for layer in self.layers.values())
+        if self.verdict == "E0":
+            return "every spike is the same"
+        if self.verdict == "E1":
+            return f"{self.flips} flips, all certified as rounding ties or their consequences"
+        parts = [f"{self.flips} flips"]
+        if wrong:
+            parts.append(f"{wrong} spikes that rounding cannot explain")
+        if self.logits_outside_bound:
+            parts.append(f"{self.logits_outside_bound} logits that rounding cannot explain")
+        if self.argmax_differences:
+            parts.append(f"{self.argmax_differences} of {self.samples} predictions differ")
+        if self.uncertifiable:
+            parts.append(self.uncertifiable)
+        return "; ".join(parts)
+
+
+@dataclass
+class Evidence:
+    """All comparisons of one validation and the accuracy of every executor.
+
+    Attributes:
+        comparisons: one a candidate.
+        correct: right answers after each step by executor name, ``[T]``; empty without labels.
+        samples: number of inputs.
+    """
+
+    comparisons: list[Comparison]
+    correct: dict[str, Counts] = field(default_factory=dict)
+    samples: int = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all candidates."""
+        return max((c.verdict for c in self.comparisons), default="E3")
+
+
+def compare(
+    graph: Graph,
+    reference: Backend,
+    candidates: list[Backend],
+    batches: Iterable[tuple[NDArray[Any], NDArray[Any] | None]],
+    bias_magnitude: dict[str, NDArray[np.float64]] | None = None,
+) -> Evidence:
+    """Run everything on the same inputs and compare every spike.
+
+    Args:
+        graph: the graph that all claim to execute.
+        reference: usually the PyTorch student.
+        candidates: executors of the exported graph.
+        batches: ``(x [B, C, H, W], labels [B] or None)``.
+        bias_magnitude: see ``Audit``; widens the bound for the reference's unfolded batch norm.
+
+    Returns:
+        Tallies and verdicts.
+    """
+    evidence = Evidence([])
+    for x, labels in batches:
+        expected = reference(x)
+        _count_correct(evidence, reference.name, expected.logits, labels)
+        steps = len(expected.logits)
+        for number, backend in enumerate(candidates):
+            if number == len(evidence.comparisons):
+                tallies = {node.name: _empty(node, steps) for node in graph.spiking}
+                evidence.comparisons.append(Comparison(backend.name, backend.source, tallies))
+            actual = backend(x)
+            _count_correct(evidence, backend.name, actual.logits, labels)
+            comparison = evidence.comparisons[number]
+            audits = (
+                Audit(graph, x, expected, bias_magnitude or {}),
+                Audit(graph, x, actual, bias_magnitude or {}),
+            )
+            _compare_batch(graph, comparison, expected, actual, audits)
+            comparison.samples += len(x)
+        evidence.samples += len(x)
+    return evidence
+
+
+def _empty(node: Node, steps: int) -> LayerTally:
+    def zeros() -> Counts:
+        return np.zeros(steps, np.int64)
+
+    return LayerTally(node.name, int(np.prod(node.output_shape)), zeros(), zeros(), zeros())
+
+
+def _count_correct(
+    evidence: Evidence, name: str, logits: NDArray[Any], labels: NDArray[Any] | None
+) -> None:
+    if labels is None:
+        return
+    right = (np.cumsum(logits, 0).argmax(-1) == labels).sum(1)
+    evidence.correct[name] = evidence.correct.get(name, np.zeros_like(right)) + right
+
+
+def _compare_batch(
+    graph: Graph,
+    comparison: Comparison,
+    expected: Trace,
+    actual: Trace,
+    audits: tuple[Audit, Audit],
+) -> None:
+    flipped: dict[str, NDArray[np.bool_]] = {}
+    for node in graph.spiking:
+        a, b = expected.spikes[node.name], actual.spikes[node.name]
+        if a.shape != b.shape:
+            raise ValueError(f"layer {node.name!r} has shapes {a.shape} and {b.shape}")
+        tally, axes = comparison.layers[node.name], tuple(range(1, a.ndim))
+        tally.reference += a.sum(axes)
+        tally.candidate += b.sum(axes)
+        if (a != b).any():
+            flipped[node.name] = a != b
+            tally.flips += (a != b).sum(axes)
+    try:
+        if flipped and comparison.first_divergence is None:
+            comparison.first_divergence = _first(graph, flipped, expected, audits[0], comparison)
+        for name, flips in flipped.items():
+            _certify(graph.nodes[name], comparison.layers[name], flips, (expected, actual), audits)
+        if not np.array_equal(expected.logits, actual.logits):
+            for trace, audit in zip((expected, actual), audits, strict=True):
+                bounded = audit.logits()
+                off = np.abs(trace.logits - bounded.value) > bounded.error
+                comparison.logits_outside_bound += int(off.sum())
+    except NotCertifiable as error:
+        comparison.uncertifiable = str(error)
+    difference = np.abs(expected.logits.astype(np.float64) - actual.logits)
+    comparison.logits_max_difference = max(
+        comparison.logits_max_difference, float(difference.max(initial=0))
+    )
+    answers = [trace.logits.sum(0).argmax(-1) for trace in (expected, actual)]
+    comparison.argmax_differences += int((answers[0] != answers[1]).sum())
+
+
+def _certify(
+    node: Node,
+    tally: LayerTally,
+    flips: NDArray[np.bool_],
+    traces: tuple[Trace, Trace],
+    audits: tuple[Audit, Audit],
+) -> None:
+    same_input = np.asarray(audits[0].current(node).value == audits[1].current(node).value)
+    same_input = np.broadcast_to(same_input, flips.shape)
+    undisturbed = np.logical_and.accumulate(same_input, 0)
+    undisturbed[1:] &= ~np.logical_or.accumulate(flips, 0)[:-1]
+    tally.seeds += int((flips & undisturbed).sum())
+    for trace, audit in zip(traces, audits, strict=True):
+        tally.violations += int(violations(audit.margins(node), trace.spikes[node.name]).sum())
+
+
+def _first(
+    graph: Graph,
+    flipped: dict[str, NDArray[np.bool_]],
+    expected: Trace,
+    audit: Audit,
+    comparison: Comparison,
+) -> dict[str, Any]:
+    order = {node.name: position for position, node in enumerate(graph.spiking)}
+    earliest: tuple[int, int, int, str, tuple[int, ...]] | None = None
+    for name, flips in flipped.items():
+        by_sample = np.moveaxis(flips, 1, 0)
+        sample, t, *neuron = (int(i) for i in np.argwhere(by_sample)[0])
+        found = (sample, t, order[name], name, tuple(neuron))
+        earliest = min(earliest or found, found)
+    if earliest is None:
+        raise ValueError("no flip to locate")
+    sample, t, _, name, place = earliest
+    index = (t, sample, *place)
+    result: dict[str, Any] = {
+        "sample": comparison.samples + sample,
+        "t": t,
+        "layer": name,
+        "neuron": list(place),
+        "reference": bool(expected.spikes[name][index]),
+        "v_minus_threshold": None,
+        "bound": None,
+    }
+    margins = audit.margins(graph.nodes[name])
+    result["v_minus_threshold"] = float(margins.value[index])
+    result["bound"] = float(margins.error[index])
+    return result

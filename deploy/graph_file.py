@@ -1,0 +1,49 @@
+"""Open an exported or third-party graph by its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from tser.errors import InputFileError
+from tser.export.graph import Graph, resolve
+from tser.export.nir_file import read_nir
+from tser.export.onnx_file import model_metadata, read_onnx
+
+
+def open_nir(path: Path, dt: float | None = None) -> Graph:
+    """The resolved view of a ``.nir`` file.
+
+    Raises:
+        InputFileError: missing, damaged or contradictory.
+        UsageError: the file states no dt and none is given.
+    """
+    return resolve(read_nir(path), dt, str(path))
+
+
+def open_onnx(path: Path, graph: Graph) -> onnx.ModelProto:
+    """An ONNX model that was compiled from ``graph``.
+
+    Raises:
+        InputFileError: missing, damaged, or compiled from another graph.
+    """
+    model = read_onnx(path)
+    stated = model_metadata(model).get("nir_sha256", "")
+    if not stated or stated != graph.metadata.get("sha256"):
+        raise InputFileError(
+            f"{path} was not compiled from this NIR graph (their digests differ); export both again"
+        )
+    return model
+
+
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """Refuse a file whose name says it is something else.
+
+    Raises:
+        InputFileError: another suffix than ``suffixes``, or no such file.
+    """
+    if not path.is_file():
+        raise InputFileError(f"there is no file {path}")
+    if path.suffix not in suffixes:
+        raise InputFileError(f"{path} is not a {' or '.join(suffixes)} file")

@@ -1,0 +1,189 @@
+"""``tser validate``: the student against its exported graphs, as one JSON document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tser.checkpoints import load_run_data, load_student
+from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend
+from tser.deploy.equivalence import Comparison, Evidence, LayerTally, compare
+from tser.deploy.graph_file import check_suffix, open_nir, open_onnx
+from tser.deploy.inputs import image_batches
+from tser.errors import InputFileError
+from tser.export.graph import Graph, resolve
+from tser.export.lower import Lowered, lower
+from tser.export.nir_file import digest, flatten
+from tser.export.onnx_file import compile_onnx, read_onnx
+from tser.runs import Run
+
+
+def validate(
+    path: Path, run: Run, *, samples: int | None = None, root: Path | None = None
+) -> dict[str, Any]:
+    """Compare the student of ``run`` with an exported graph on test images.
+
+    A ``.nir`` file is run by the NumPy interpreter and by ONNX Runtime, the latter on the run's
+    ``model.onnx`` when that was compiled from this very graph, else compiled on the spot. An
+    ``.onnx`` file is run by ONNX Runtime.
+
+    Args:
+        path: the exported graph.
+        run: the run that it should equal.
+        samples: how many test images; None: all.
+        root: folder of the data set.
+
+    Returns:
+        Plain values, ready for JSON.
+
+    Raises:
+        InputFileError: a file that is damaged, or a graph of another network.
+        UsageError: an incomplete run or missing data.
+    """
+    check_suffix(path, ".nir", ".onnx")
+    data = load_run_data(run, root)
+    student = load_student(run, data)
+    lowered = lower(student, data)
+    expected = resolve(lowered.graph, origin=str(run.path))
+    graph, candidates = _candidates(path, run, student.timesteps, expected)
+    differences = static_differences(expected, graph)
+    evidence = compare(
+        graph,
+        TorchBackend(student, lowered.modules, f"student of {run.path}"),
+        candidates,
+        image_batches(data, samples),
+        lowered.bias_magnitude,
+    )
+    return _document(path, run, evidence, differences, lowered, data.name, student.timesteps)
+
+
+def _candidates(
+    path: Path, run: Run, timesteps: int, expected: Graph
+) -> tuple[Graph, list[Backend]]:
+    if path.suffix == ".onnx":
+        # An ONNX file states no neuron parameters; the student's own graph says what it claims.
+        model = read_onnx(path)
+        return expected, [OnnxBackend(model, _layers(expected), str(path))]
+    graph = open_nir(path)
+    if [n.name for n in graph.spiking] != [n.name for n in expected.spiking] or any(
+        graph.nodes[n.name].output_shape != n.output_shape for n in expected.spiking
+    ):
+        raise InputFileError(
+            f"{path} has other spiking layers than the student of {run.path}; "
+            "name the run it was exported from"
+        )
+    sibling = run.onnx
+    try:
+        model, source = open_onnx(sibling, graph), str(sibling)
+    except InputFileError:
+        model, source = compile_onnx(graph, timesteps), f"compiled from {path}"
+    return graph, [
+        NirBackend(graph, timesteps, str(path)),
+        OnnxBackend(model, _layers(graph), source),
+    ]
+
+
+def _layers(graph: Graph) -> dict[str, tuple[int, ...]]:
+    return {node.name: node.output_shape for node in graph.spiking}
+
+
+def static_differences(expected: Graph, actual: Graph) -> list[str]:
+    """What differs between two graphs without running them, one sentence each.
+
+    Args:
+        expected: lowered afresh from the student.
+        actual: as read from the file.
+    """
+    found = []
+    for name in expected.nodes.keys() | actual.nodes.keys():
+        if name not in expected.nodes or name not in actual.nodes:
+            where = "the file" if name in expected.nodes else "the student"
+            found.append(f"node {name!r} is missing in {where}")
+            continue
+        a, b = expected.nodes[name], actual.nodes[name]
+        if a.kind != b.kind:
+            found.append(f"node {name!r} is a {b.kind}, the student has a {a.kind}")
+            continue
+        if sorted(e.source for e in a.inputs) != sorted(e.source for e in b.inputs):
+            found.append(f"node {name!r} has other incoming edges than the student")
+        ours, theirs = (flatten(node.op.to_dict()) for node in (a, b))
+        found += [
+            f"{name}.{key} differs from the student"
+            for key in sorted(ours)
+            if key not in theirs or not _equal(ours[key], theirs[key])
+        ]
+    if expected.dt != actual.dt:
+        found.append(f"dt is {actual.dt:g} s, the student has {expected.dt:g} s")
+    return sorted(found)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def _document(
+    path: Path,
+    run: Run,
+    evidence: Evidence,
+    differences: list[str],
+    lowered: Lowered,
+    data: str,
+    timesteps: int,
+) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "graph": str(path),
+        "against": str(run.path),
+        "data": data,
+        "split": "test",
+        "samples": evidence.samples,
+        "timesteps": timesteps,
+        "verdict": evidence.verdict,
+        "static": {"identical": not differences, "differences": differences},
+        "student_digest": digest(lowered.graph),
+        "accuracy": {
+            name: [int(n) / evidence.samples for n in correct]
+            for name, correct in evidence.correct.items()
+        },
+        "backends": [_backend(comparison) for comparison in evidence.comparisons],
+    }
+
+
+def _backend(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "name": comparison.name,
+        "source": comparison.source,
+        "verdict": comparison.verdict,
+        "reason": comparison.reason(),
+        "flips": comparison.flips,
+        "seeds": sum(layer.seeds for layer in comparison.layers.values()),
+        "violations": sum(layer.violations for layer in comparison.layers.values()),
+        "neuron_steps": comparison.neuron_steps,
+        "first_divergence": comparison.first_divergence,
+        "argmax_differences": comparison.argmax_differences,
+        "logits": {
+            "max_abs_difference": comparison.logits_max_difference,
+            "outside_bound": comparison.logits_outside_bound,
+        },
+        "layers": [_layer(layer, comparison.samples) for layer in comparison.layers.values()],
+    }
+
+
+def _layer(layer: LayerTally, samples: int) -> dict[str, Any]:
+    steps = layer.neurons * samples
+
+    def rate(spikes: NDArray[np.int64]) -> list[float]:
+        return [float(n) / steps for n in spikes]
+
+    return {
+        "name": layer.name,
+        "neurons": layer.neurons,
+        "flips": layer.flips.tolist(),
+        "seeds": layer.seeds,
+        "violations": layer.violations,
+        "firing_rate_reference": rate(layer.reference),
+        "firing_rate_candidate": rate(layer.candidate),
+    }

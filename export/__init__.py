@@ -1,0 +1,1 @@
+"""Student to NIR, NIR to ONNX, and the one view of a NIR graph that everything below uses."""

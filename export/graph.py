@@ -1,0 +1,293 @@
+"""The one view of a NIR graph that everything below the export uses.
+
+Nested graphs are opened, nodes stand in a stable topological order with cycles cut at one-step
+delays, every node has its shapes, and dt, reset and T are resolved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import nir
+
+from tser.errors import InputFileError, UsageError
+from tser.export.shapes import SHAPE_RULES, Shape
+
+SPIKING = (nir.LIF, nir.IF, nir.CubaLIF)
+"""Neurons that emit binary spikes."""
+NEURONS = (*SPIKING, nir.LI, nir.I, nir.CubaLI)
+"""Nodes with a membrane."""
+STATEFUL = (*NEURONS, nir.Delay)
+"""Nodes whose output depends on earlier steps."""
+WEIGHTED = (nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d)
+"""Synaptic layers."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One incoming connection.
+
+    Attributes:
+        source: name of the node it comes from.
+        delayed: it closes a cycle and so carries the previous step's output (0 at t = 0).
+    """
+
+    source: str
+    delayed: bool = False
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the view.
+
+    Attributes:
+        name: as in the file; nodes of nested graphs are ``outer.inner``.
+        op: the NIR node with its parameters.
+        inputs: incoming edges; several are summed.
+        input_shape: without batch and time.
+        output_shape: without batch and time.
+    """
+
+    name: str
+    op: Any
+    inputs: tuple[Edge, ...]
+    input_shape: Shape
+    output_shape: Shape
+
+    @property
+    def kind(self) -> str:
+        """Name of the NIR class."""
+        return type(self.op).__name__
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A resolved NIR graph.
+
+    Attributes:
+        nodes: in execution order.
+        dt: time step [s].
+        dt_origin: where dt comes from, for people.
+        metadata: of the top graph, as read.
+    """
+
+    nodes: dict[str, Node]
+    dt: float
+    dt_origin: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Node:
+        """The single input."""
+        return next(n for n in self.nodes.values() if isinstance(n.op, nir.Input))
+
+    @property
+    def output(self) -> Node:
+        """The single output."""
+        return next(n for n in self.nodes.values() if isinstance(n.op, nir.Output))
+
+    @property
+    def spiking(self) -> list[Node]:
+        """Layers of spiking neurons, in execution order."""
+        return [node for node in self.nodes.values() if isinstance(node.op, SPIKING)]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some edge carries the previous step's output."""
+        return any(edge.delayed for node in self.nodes.values() for edge in node.inputs)
+
+    @property
+    def timesteps(self) -> int | None:
+        """T the network was trained for, when the file says so."""
+        value = self.metadata.get("timesteps")
+        return None if value is None else int(value)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the outputs, when the file says so."""
+        text = self.metadata.get("class_names")
+        return None if text is None else [str(name) for name in json.loads(text)]
+
+
+def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the graph") -> Graph:
+    """Build the view.
+
+    Args:
+        graph: as built or read, type check not needed.
+        dt: time step [s]; overrides what the metadata say.
+        origin: what to call the graph in messages.
+
+    Raises:
+        InputFileError: the structure or the shapes contradict themselves, or a node class is
+            not one of NIR's.
+        UsageError: no dt is stated and none is given.
+    """
+    ops, edges = _open(graph, "", origin)
+    for source, target in edges:
+        if source not in ops or target not in ops:
+            missing = source if source not in ops else target
+            raise InputFileError(
+                f"{origin}: an edge names the node {missing!r}, which is not there"
+            )
+    if len(set(edges)) != len(edges):
+        raise InputFileError(f"{origin}: an edge is stated twice, which NIR does not allow")
+    for kind in (nir.Input, nir.Output):
+        count = sum(isinstance(op, kind) for op in ops.values())
+        if count != 1:
+            raise InputFileError(
+                f"{origin} has {count} {kind.__name__} nodes; graphs with exactly one are supported"
+            )
+    incoming = _order(ops, edges, origin)
+    nodes = _with_shapes(ops, incoming, origin)
+    metadata = {key: _plain(value) for key, value in graph.metadata.items()}
+    step, dt_origin = _time_step(nodes, metadata, dt, origin)
+    if metadata.get("reset", "to_value") != "to_value":
+        raise InputFileError(f"{origin}: reset {metadata['reset']!r} is not one NIR can express")
+    return Graph(nodes, step, dt_origin, metadata)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
+
+
+def _open(
+    graph: nir.NIRGraph, prefix: str, origin: str
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Nodes and edges with nested graphs replaced by their contents."""
+    ops: dict[str, Any] = {}
+    entry: dict[str, str] = {}
+    exit_: dict[str, str] = {}
+    edges: list[tuple[str, str]] = []
+    for name, op in graph.nodes.items():
+        full = prefix + name
+        if not isinstance(op, nir.NIRGraph):
+            if type(op) not in SHAPE_RULES:
+                raise InputFileError(
+                    f"{origin}: node {full!r} is a {type(op).__name__}, which tser does not know"
+                )
+            ops[full] = op
+            continue
+        inner_ops, inner_edges = _open(op, f"{full}.", origin)
+        inputs = [k for k, v in inner_ops.items() if isinstance(v, nir.Input)]
+        outputs = [k for k, v in inner_ops.items() if isinstance(v, nir.Output)]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise InputFileError(
+                f"{origin}: the nested graph {full!r} has {len(inputs)} inputs and {len(outputs)} "
+                "outputs; exactly one of each is supported"
+            )
+        # The inner ports only pass values on: as a flattening of no dimension they stay nodes
+        # that every table knows, and their names stay visible.
+        for port in (*inputs, *outputs):
+            inner_ops[port] = _pass_through()
+        entry[name], exit_[name] = inputs[0], outputs[0]
+        ops |= inner_ops
+        edges += inner_edges
+    for source, target in graph.edges:
+        edges.append((exit_.get(source, prefix + source), entry.get(target, prefix + target)))
+    return ops, edges
+
+
+def _pass_through() -> nir.Flatten:
+    return nir.Flatten(input_type={"input": None}, start_dim=-1, end_dim=-1)
+
+
+def _order(
+    ops: dict[str, Any], edges: list[tuple[str, str]], origin: str
+) -> dict[str, tuple[Edge, ...]]:
+    """Execution order, with the edges that close a cycle marked as delayed.
+
+    Depth-first from the inputs: an edge back to a node whose visit has not ended closes a cycle.
+    """
+    targets: dict[str, list[str]] = {name: [] for name in ops}
+    for source, target in edges:
+        targets[source].append(target)
+    starts = sorted(ops, key=lambda name: not isinstance(ops[name], nir.Input))
+    closing: set[tuple[str, str]] = set()
+    finished: list[str] = []
+    open_: dict[str, None] = {}
+    visited: set[str] = set()
+    for start in starts:
+        stack = [(start, iter(targets[start]))] if start not in visited else []
+        visited.add(start)
+        open_[start] = None
+        while stack:
+            name, rest = stack[-1]
+            for target in rest:
+                if target in open_:
+                    cycle = [*list(open_)[list(open_).index(target) :]]
+                    if not any(isinstance(ops[member], STATEFUL) for member in cycle):
+                        raise InputFileError(
+                            f"{origin}: the cycle {' -> '.join([*cycle, target])} has no neuron "
+                            "and no delay, so it has no order of execution"
+                        )
+                    closing.add((name, target))
+                elif target not in visited:
+                    visited.add(target)
+                    open_[target] = None
+                    stack.append((target, iter(targets[target])))
+                    break
+            else:
+                stack.pop()
+                del open_[name]
+                finished.append(name)
+        open_.pop(start, None)
+    incoming: dict[str, list[Edge]] = {name: [] for name in reversed(finished)}
+    for source, target in edges:
+        incoming[target].append(Edge(source, (source, target) in closing))
+    return {name: tuple(sources) for name, sources in incoming.items()}
+
+
+def _with_shapes(
+    ops: dict[str, Any], incoming: dict[str, tuple[Edge, ...]], origin: str
+) -> dict[str, Node]:
+    nodes: dict[str, Node] = {}
+    for name, edges in incoming.items():
+        op = ops[name]
+        known = [nodes[edge.source].output_shape for edge in edges if edge.source in nodes]
+        if not known and not isinstance(op, nir.Input):
+            raise InputFileError(f"{origin}: nothing leads from the input to the node {name!r}")
+        if isinstance(op, nir.Input) and edges:
+            raise InputFileError(f"{origin}: the input {name!r} has an incoming edge")
+        if len(set(known)) > 1:
+            raise InputFileError(f"{origin}: node {name!r} sums inputs of different shapes {known}")
+        given = known[0] if known else ()
+        try:
+            shape = SHAPE_RULES[type(op)](op, given)
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputFileError(
+                f"{origin}: node {name!r} ({type(op).__name__}): {error}"
+            ) from error
+        nodes[name] = Node(name, op, edges, given or shape, shape)
+    for node in nodes.values():
+        for edge in node.inputs:
+            if nodes[edge.source].output_shape != node.input_shape:
+                raise InputFileError(
+                    f"{origin}: node {node.name!r} takes {node.input_shape}, "
+                    f"{edge.source!r} gives {nodes[edge.source].output_shape}"
+                )
+    return nodes
+
+
+def _time_step(
+    nodes: dict[str, Node], metadata: dict[str, Any], dt: float | None, origin: str
+) -> tuple[float, str]:
+    if dt is not None:
+        value, where = dt, "given by the caller"
+    elif "dt" in metadata:
+        try:
+            value, where = float(metadata["dt"]), "stated in the file"
+        except (TypeError, ValueError) as error:
+            raise InputFileError(f"{origin}: dt {metadata['dt']!r} is not a number") from error
+    elif not any(isinstance(node.op, STATEFUL) for node in nodes.values()):
+        return 1.0, "not needed: nothing depends on time"
+    else:
+        raise UsageError(
+            f"{origin} does not state its time step; pass --dt SECONDS (NIR is continuous-time)"
+        )
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{origin}: dt must be a positive number of seconds, got {value!r}")
+    return value, where

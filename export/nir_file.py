@@ -1,0 +1,165 @@
+"""Reading and writing ``.nir`` files.
+
+A ``.nir`` file is HDF5, whose reader was seen to hang, crash and silently change data on damaged
+bytes. So files are parsed in a child process with limits on time and memory, and our own exports
+carry a digest of every parameter that is checked on reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from tser.errors import InputFileError
+from tser.files import atomic_path
+
+TIME_LIMIT = 10.0
+"""Seconds the child may take, plus one for every 20 MB of file."""
+MEMORY_LIMIT = 2 * 1024**3
+"""Bytes of address space the child may use beyond four times the file."""
+
+
+def digest(graph: nir.NIRGraph) -> str:
+    """sha256 over the names, classes and parameters of all nodes, the edges and the metadata.
+
+    The order in which nodes and edges are stored does not matter; every bit of a parameter does.
+    """
+    flat = flatten(graph.to_dict())
+    flat.pop("metadata/sha256", None)
+    flat["edges"] = np.array(sorted(f"{a}\0{b}" for a, b in graph.edges))
+    total = hashlib.sha256()
+    for key in sorted(flat):
+        value = np.asarray(flat[key])
+        if value.dtype.kind in "SO":
+            value = np.array([_text(item) for item in value.reshape(-1)])
+        if value.dtype.kind in "iub":
+            value = value.astype(np.int64)
+        total.update(f"{key}|{value.dtype.kind}|{value.shape}|".encode())
+        total.update(
+            "\0".join(value.reshape(-1).tolist()).encode()
+            if value.dtype.kind == "U"
+            else np.ascontiguousarray(value).tobytes()
+        )
+    return total.hexdigest()
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary as one level of ``a/b/c`` keys; ``None`` values are dropped."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
+
+
+def write_nir(graph: nir.NIRGraph, path: Path) -> str:
+    """Write ``graph`` to ``path``, whole or not at all, with its digest in the metadata.
+
+    The graph's metadata gain the key ``sha256``.
+
+    Returns:
+        The digest.
+    """
+    graph.metadata["sha256"] = digest(graph)
+    with atomic_path(path) as temporary:
+        nir.write(temporary, graph)
+    return str(graph.metadata["sha256"])
+
+
+def read_nir(path: Path) -> nir.NIRGraph:
+    """Read a ``.nir`` file from anywhere, trusting nothing in it.
+
+    Raises:
+        InputFileError: missing, damaged, not NIR, over the limits of time or memory, or not what
+            its own digest says.
+    """
+    if not path.is_file():
+        raise InputFileError(f"there is no file {path}")
+    flat = _parse_in_child(path)
+    try:
+        tree = _unflatten(flat)
+        graph = nir.dict2NIRNode(_untyped(tree))
+    except Exception as error:  # nir raises anything from AssertionError to IndexError
+        raise InputFileError(f"{path} is not a valid NIR graph: {_one_line(error)}") from error
+    if not isinstance(graph, nir.NIRGraph):
+        raise InputFileError(f"{path} holds a single {type(graph).__name__}, not a graph")
+    stated = graph.metadata.get("sha256")
+    if stated is not None and _text(stated) != digest(graph):
+        raise InputFileError(
+            f"{path} is damaged: its contents do not match the digest it carries; export it again"
+        )
+    return graph
+
+
+def _parse_in_child(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix="tser-") as folder:
+        target = Path(folder) / "parsed.npz"
+        command = [
+            sys.executable,
+            "-m",
+            "tser.export.parse_child",
+            str(path.resolve()),
+            str(target),
+            str(MEMORY_LIMIT + 4 * size),
+        ]
+        try:
+            child = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIME_LIMIT + size / 20e6,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InputFileError(
+                f"{path} is damaged: reading it did not end in {error.timeout:.0f} s"
+            ) from error
+        if child.returncode != 0 or not target.exists():
+            reason = child.stdout.strip().splitlines()
+            text = reason[-1] if reason else f"its reader ended with status {child.returncode}"
+            raise InputFileError(f"{path} is not a readable NIR file: {text}")
+        with np.load(target, allow_pickle=False) as arrays:
+            keys = json.loads(str(arrays["keys"]))
+            return {key: arrays[f"a{number}"][()] for number, key in enumerate(keys)}
+
+
+def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *folders, last = key.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[last] = value.item() if isinstance(value, np.str_) else value
+    return tree
+
+
+def _untyped(tree: dict[str, Any]) -> dict[str, Any]:
+    """Switch off nir's own type check, which refuses valid files; ours runs on the view."""
+    if tree.get("type") == "NIRGraph":
+        tree["type_check"] = False
+        tree["edges"] = [tuple(edge) for edge in np.asarray(tree["edges"]).reshape(-1, 2).tolist()]
+        for node in tree["nodes"].values():
+            _untyped(node)
+    return tree
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

@@ -1,0 +1,76 @@
+"""Parse a NIR file in a process of its own: ``python -m tser.export.parse_child IN OUT LIMIT``.
+
+Writes every dataset of the graph as a plain array to an ``.npz``; a reason for failure goes to
+stdout as one line. HDF5 links that leave the file are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+
+def _limit_memory(limit: int) -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows; the time limit still holds
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _collect(group: Any, prefix: str, found: dict[str, Any], open_: tuple[Any, ...]) -> None:
+    for key in group:
+        link = group.get(key, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{prefix}{key} is a link out of its place")
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            if item.id in open_ or len(open_) > 50:
+                raise ValueError(f"{prefix}{key} contains itself")
+            _collect(item, f"{prefix}{key}/", found, (*open_, item.id))
+        else:
+            if item.is_virtual or item.external:
+                raise ValueError(f"{prefix}{key} keeps its data outside the file")
+            found[prefix + key] = _value(item[()])
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return np.array(value.decode("utf-8"))
+    array = np.asarray(value)
+    if array.dtype.kind in "OS":
+        return np.array(
+            [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+        ).reshape(array.shape)
+    return array
+
+
+def main(source: str, target: str, limit: str) -> int:
+    """Parse ``source`` into ``target``; returns the exit status."""
+    _limit_memory(int(limit))
+    try:
+        with h5py.File(source, "r") as file:
+            if "node" not in file or not isinstance(file["node"], h5py.Group):
+                raise ValueError("it is HDF5 but holds no NIR graph")
+            found: dict[str, Any] = {}
+            _collect(file["node"], "", found, (file["node"].id,))
+        arrays = {f"a{number}": value for number, value in enumerate(found.values())}
+        with Path(target).open("wb") as file:
+            np.savez(file, keys=np.array(json.dumps(list(found))), **arrays)
+    except MemoryError:
+        sys.stdout.write("it asks for more memory than a graph of its size needs\n")
+        return 1
+    except Exception as error:  # noqa: BLE001 - h5py raises any type; the parent gets the reason
+        sys.stdout.write(" ".join(str(error).split())[:200] + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,256 @@
+"""The configuration of a run: typed, frozen, strict, and free of torch.
+
+Values come in layers, later ones winning: defaults < preset or file < command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tser.errors import UsageError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Section):
+    """Which images, and how they are augmented."""
+
+    name: str = "digits"
+    """A data set known to tser."""
+    root: str = ""
+    """Folder to look in; empty: the usual places."""
+    limit_train: int = Field(0, ge=0)
+    """Use a stratified subset of this many training images; 0: all."""
+    shift: int = Field(1, ge=0)
+    """Random shift of training images by up to this many pixels."""
+    flip: bool = False
+    """Random horizontal flip of training images."""
+
+
+class TeacherConfig(_Section):
+    """The ANN teacher."""
+
+    path: str = ""
+    """Weights of a trained teacher (.safetensors) of this shape; empty: train one."""
+    width: int = Field(32, ge=1)
+    """Channels of the first stage."""
+    epochs: int = Field(30, ge=1)
+    """Training epochs when no weights are given."""
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate."""
+
+
+class StudentConfig(_Section):
+    """The spiking student."""
+
+    timesteps: int = Field(4, ge=1)
+    """T, the number of time steps."""
+    width: int = Field(32, ge=1)
+    """Channels of the first stage."""
+    stages: int = Field(2, ge=1)
+    """Residual blocks; each after the first halves the image and doubles the channels."""
+
+
+class NeuronConfig(_Section):
+    """LIF neurons, Norse's LIFBox parameters."""
+
+    dt: float = Field(1e-3, gt=0)
+    """Time step [s]."""
+    tau_mem: float = Field(2e-3, gt=0)
+    """Membrane time constant [s]; dt / tau_mem = 0.5 is the paper's decay."""
+    v_th: float = 1.0
+    """Firing threshold."""
+    v_leak: float = 0.0
+    """Leak (resting) potential."""
+    v_reset: float = 0.0
+    """Potential after a spike."""
+    surrogate: Literal["triangle", "superspike", "arctan", "sigmoid"] = "triangle"
+    """Surrogate derivative of the spike."""
+    alpha: float = Field(1.0, gt=0)
+    """Sharpness of the surrogate."""
+    detach_reset: bool = False
+    """Stop the gradient at the reset."""
+
+    @model_validator(mode="after")
+    def _stable(self) -> NeuronConfig:
+        if self.dt > self.tau_mem:
+            raise ValueError(f"dt = {self.dt:g} s must not exceed tau_mem = {self.tau_mem:g} s")
+        if not self.v_th > max(self.v_leak, self.v_reset):
+            raise ValueError("v_th must lie above v_leak and v_reset")
+        return self
+
+
+class LossConfig(_Section):
+    """The terms of the TSER loss (arXiv 2503.03144) and their weights."""
+
+    ce: Literal["per-step", "aggregated"] = "per-step"
+    """Cross-entropy of every step, or of the mean logits."""
+    kl: Literal["per-step", "aggregated", "none"] = "per-step"
+    """Divergence from the teacher at every step, of the mean logits, or not at all."""
+    alpha: float = Field(1.0, ge=0)
+    """Weight of the KL term. Our choice: the paper's value could not be read."""
+    gamma: float = Field(0.01, ge=0)
+    """Weight of the entropy term. Our choice: the paper's value could not be read."""
+    temperature: float = Field(3.0, gt=0)
+    """Softmax temperature of the KL term."""
+    weighting: Literal["additive", "convex"] = "additive"
+    """CE + alpha KL, or (1 - alpha) CE + alpha KL."""
+    entropy_at: Literal["temperature", "one"] = "temperature"
+    """Take the entropy of softmax(z / temperature) or of softmax(z)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.weighting == "convex" and self.alpha > 1:
+            raise ValueError(f"alpha = {self.alpha:g} must be at most 1 with convex weighting")
+        return self
+
+
+class TrainConfig(_Section):
+    """Optimisation of the student (the teacher shares all but epochs and lr)."""
+
+    epochs: int = Field(30, ge=1)
+    """Training epochs; the last one is reported."""
+    batch_size: int = Field(64, ge=1)
+    """Images a step."""
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate of SGD; one cosine to zero."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """L2 on weights; never on biases and batch-norm parameters."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of linear warm-up."""
+    seed: int = Field(0, ge=0)
+    """Seeds weights, order of images and augmentation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, mps, or auto: a GPU if there is one."""
+
+
+class RunConfig(_Section):
+    """Everything that decides a run."""
+
+    preset: str = ""
+    """The preset this configuration started from, for the record."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    neuron: NeuronConfig = NeuronConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with tser."""
+    folder = resources.files("tser") / "presets"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """TOML text of a preset.
+
+    Raises:
+        UsageError: no such preset.
+    """
+    if name not in preset_names():
+        raise UsageError(
+            f"there is no preset or file {name!r}{nearest(name, preset_names())}; "
+            f"presets are {', '.join(preset_names())}"
+        )
+    return (resources.files("tser") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """``", did you mean X?"`` for the closest choice, or an empty string."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def load_config(source: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Resolve a configuration from a preset name or a ``.toml`` path, then overrides.
+
+    Args:
+        source: a preset name, or the path of a TOML file.
+        overrides: ``section.key=value`` strings; values are TOML, bare words are strings.
+
+    Raises:
+        UsageError: an unknown preset, unreadable TOML, an unknown key or a bad value.
+    """
+    if source.endswith(".toml"):
+        values = _read_toml(Path(source))
+    else:
+        values = tomllib.loads(preset_text(source)) | {"preset": source}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, origin=source)
+
+
+def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
+    """Validate ``values``; every complaint names the key and ``origin``.
+
+    Raises:
+        UsageError: an unknown key (the nearest name is offered) or a bad value.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(error.errors()[0], origin)) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """TOML text of the whole configuration, defaults filled in."""
+    return tomli_w.dumps(config.model_dump())
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no configuration file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration file {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(
+            f"--set takes section.key=value, for example train.epochs=5; got {override!r}"
+        )
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in parts[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {override!r}: {part} is a value, not a section")
+    values[parts[-1]] = value
+
+
+def _explain(problem: Any, origin: str) -> str:
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        model: Any = RunConfig
+        for part in where[:-1]:
+            model = model.model_fields[part].annotation
+        names = list(model.model_fields)
+        return (
+            f"unknown configuration key {key!r} in {origin}{nearest(where[-1], names)}; "
+            f"known here: {', '.join(names)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+    return f"bad value for {key or 'the configuration'} in {origin}: {message}{given}"

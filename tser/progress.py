@@ -1,0 +1,82 @@
+"""Progress on stderr: a live bar in a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """``name value`` pairs; accuracies as percentages."""
+    parts = []
+    for name, value in metrics.items():
+        parts.append(f"{name} {value:.2%}" if "accuracy" in name else f"{name} {value:.4g}")
+    return "  ".join(parts)
+
+
+class Reporter:
+    """Shows the progress of one training phase.
+
+    Args:
+        title: what is being trained.
+        steps: optimisation steps in the whole phase.
+        done: steps done before (when resuming).
+    """
+
+    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+        self._console = Console(stderr=True)
+        self._title = title
+        self._bar: Progress | None = None
+        self._started = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=steps, completed=done, metrics="")
+
+    def __enter__(self) -> Reporter:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self) -> None:
+        """One optimisation step is done."""
+        if self._bar:
+            self._bar.advance(self._task)
+
+    def epoch(self, number: int, total: int, metrics: dict[str, float]) -> None:
+        """An epoch is done.
+
+        Args:
+            number: 1-based.
+            total: epochs in the phase.
+            metrics: what to show.
+        """
+        text = format_metrics(metrics)
+        if self._bar:
+            self._bar.update(self._task, metrics=text)
+        else:
+            seconds = time.monotonic() - self._started
+            left = seconds / number * (total - number)
+            sys.stderr.write(
+                f"{self._title} {number}/{total}  {text}  {seconds:.0f} s, {left:.0f} s left\n"
+            )
+            sys.stderr.flush()

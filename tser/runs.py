@@ -1,0 +1,180 @@
+"""The run folder: where its files are, how a run is found, created and described."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tser.config import RunConfig, load_config
+from tser.errors import UsageError
+
+RUNS = Path("runs")
+PACKAGES = (
+    "tser",
+    "torch",
+    "torchvision",
+    "norse",
+    "nir",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "h5py",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths inside one run folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Every configuration value, defaults filled in."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def teacher(self) -> Path:
+        """Weights of the teacher."""
+        return self.path / "teacher.safetensors"
+
+    @property
+    def student(self) -> Path:
+        """Weights of the trained student; present once training has finished."""
+        return self.path / "student.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State of the last finished epoch, to resume from."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command line."""
+        return self.path / "environment.json"
+
+    @property
+    def nir(self) -> Path:
+        """The exported NIR graph."""
+        return self.path / "model.nir"
+
+    @property
+    def onnx(self) -> Path:
+        """The exported ONNX graph."""
+        return self.path / "model.onnx"
+
+    @property
+    def evaluation(self) -> Path:
+        """Accuracy after each step and firing rates."""
+        return self.path / "eval.json"
+
+    @property
+    def validation(self) -> Path:
+        """The spike-by-spike verdict."""
+        return self.path / "validation.json"
+
+    @property
+    def energy(self) -> Path:
+        """Synaptic operations and energy."""
+        return self.path / "energy.json"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report."""
+        return self.path / "report.html"
+
+    def config(self) -> RunConfig:
+        """The resolved configuration.
+
+        Raises:
+            UsageError: it is missing or not valid.
+        """
+        return load_config(str(self.config_file))
+
+
+def create_run(out: Path | None, name: str) -> Run:
+    """Choose an empty run folder: ``out``, or the first free ``runs/<name>[-N]``.
+
+    Nothing is made yet, so that a run that fails before training leaves nothing behind.
+
+    Raises:
+        UsageError: ``out`` holds something already, or is a file.
+    """
+    if out is None:
+        number = 1
+        out = RUNS / name
+        while out.exists():
+            number += 1
+            out = RUNS / f"{name}-{number}"
+    try:
+        occupied = out.exists() and any(out.iterdir())
+    except OSError as error:
+        raise UsageError(f"cannot use {out} as a run folder: {error.strerror}") from error
+    if occupied:
+        raise UsageError(
+            f"{out} is not empty and nothing is overwritten; add --resume to continue that run, "
+            "or choose another --out"
+        )
+    return Run(out)
+
+
+def find_run(path: Path | None = None, *, trained: bool = True) -> Run:
+    """The run at ``path``, or the newest one below ``runs/``.
+
+    Args:
+        path: a run folder; None means the newest.
+        trained: require that training has finished.
+
+    Raises:
+        UsageError: there is no such run, or it is incomplete.
+    """
+    if path is None:
+        configs = sorted(RUNS.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+        finished = [file for file in configs if not trained or Run(file.parent).student.exists()]
+        if not finished:
+            raise UsageError(
+                f"there is no finished run below {RUNS}/ in this folder; "
+                "make one with 'tser distill', or name a run folder"
+            )
+        return Run(finished[-1].parent)
+    run = Run(path)
+    if not path.is_dir():
+        raise UsageError(f"there is no run folder {path}")
+    if not run.config_file.is_file():
+        raise UsageError(f"{path} is not a run folder: it has no config.toml")
+    if trained and not run.student.is_file():
+        raise UsageError(
+            f"the run {path} is incomplete: it has no student.safetensors; "
+            f"finish it with 'tser distill --out {path} --resume'"
+        )
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without importing the packages."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "schema_version": 1,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -240,7 +240,7 @@ def _logits(emitter: Emitter, value: str, constant: bool, shape: tuple[int, ...]
 
 def _conv(emitter: Emitter, node: Node, value: str) -> str:
     geometry, spatial = window(node.op), node.op.weight.ndim - 2
-    axes = slice(2 - spatial, 2)
+    first = 2 - spatial  # a 1-d convolution has no height
     inputs = [value, emitter.constant(f"{node.name}.weight", _float32(node.op.weight))]
     if np.any(node.op.bias):
         inputs.append(emitter.constant(f"{node.name}.bias", _float32(node.op.bias)))
@@ -248,11 +248,11 @@ def _conv(emitter: Emitter, node: Node, value: str) -> str:
         "Conv",
         inputs,
         node.name,
-        kernel_shape=geometry.kernel[axes],
-        strides=geometry.stride[axes],
-        dilations=geometry.dilation[axes],
+        kernel_shape=geometry.kernel[first:],
+        strides=geometry.stride[first:],
+        dilations=geometry.dilation[first:],
         group=geometry.groups,
-        pads=_pads(geometry.pads[axes]),
+        pads=_pads(list(geometry.pads)[first:]),
     )
 
 

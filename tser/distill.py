@@ -51,16 +51,13 @@ class Phase:
     lr: float
 
 
-def distill(config: RunConfig, run: Run, *, resume: bool = False) -> dict[str, Any]:
+def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
     """Train as configured and leave a complete run folder.
 
     Args:
         config: every value of the run.
         run: the folder; new, or that of an interrupted run with ``resume``.
         resume: continue from the last finished epoch.
-
-    Returns:
-        Test accuracy of the teacher and, per step, of the student, at the last epoch.
 
     Raises:
         UsageError: an unusable device or data set.
@@ -93,11 +90,6 @@ def distill(config: RunConfig, run: Run, *, resume: bool = False) -> dict[str, A
 
     if not run.student.exists():
         _fit(_student_phase(config, student, teacher), data, config, run, state)
-    load_weights(student, run.student)
-    return {
-        "teacher": _accuracy(teacher, data, data.test, config.train.batch_size)[-1],
-        "student": _accuracy(student, data, data.test, config.train.batch_size),
-    }
 
 
 def pick_device(name: str) -> torch.device:

@@ -161,6 +161,35 @@ def find_run(path: Path | None = None, *, trained: bool = True) -> Run:
     return run
 
 
+def resume_run(out: Path | None, source: str | None, overrides: list[str]) -> Run:
+    """The interrupted run to continue: ``out``, or the newest unfinished one.
+
+    Args:
+        out: a run folder; None means the newest that is not finished.
+        source: a preset or file named beside it, which is refused.
+        overrides: settings named beside it, which are refused.
+
+    Raises:
+        UsageError: no such run, one that is finished, or settings that it would ignore.
+    """
+    given = [source] if source else overrides
+    if given:
+        raise UsageError(
+            f"--resume continues with the run's own configuration; drop {given[0]!r}, "
+            "or start a new run"
+        )
+    if out is None:
+        configs = sorted(RUNS.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+        open_ = [file.parent for file in configs if not Run(file.parent).student.exists()]
+        if not open_:
+            raise UsageError(f"there is no unfinished run below {RUNS}/ in this folder")
+        out = open_[-1]
+    run = find_run(out, trained=False)
+    if run.student.exists():
+        raise UsageError(f"the run {out} is finished; start a new one without --resume")
+    return run
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, without importing the packages."""
     versions: dict[str, str | None] = {}

@@ -1,0 +1,101 @@
+"""What all commands share: data on stdout, talk on stderr, errors as one sentence."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import typer
+
+from tser.errors import TserError
+from tser.files import to_json
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PLAIN_WIDTH = 200
+"""Columns of a table that does not go to a terminal: wide enough to fold nothing."""
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option("--data-root", metavar="DIR", help="Folder to look for the data set in."),
+]
+
+
+def say(text: str) -> None:
+    """One line for people, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def show_json(document: Any) -> None:
+    """The result of a command as JSON, on stdout."""
+    sys.stdout.write(to_json(document))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; columns after the first are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: names that come from files are not markup.
+    table = Table(title=Text(title, style="bold"), title_justify="left")
+    for number, column in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if number == 0 else "right"
+        table.add_column(Text(column), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    Console(width=width, highlight=False).print(table)
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn every failure of a command into one sentence on stderr and an exit code.
+
+    The traceback is shown with ``tser --debug`` only.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has left, as in `tser env | head -1`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except TserError as error:
+            if debugging():
+                raise
+            say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            if debugging():
+                raise
+            kind = type(error).__name__
+            say(
+                f"error: unexpected failure ({kind}: {' '.join(str(error).split())}); "
+                "run 'tser --debug …' to see where"
+            )
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def debugging() -> bool:
+    """Whether tracebacks were asked for."""
+    return os.environ.get("TSER_DEBUG", "") not in ("", "0")
+
+
+def percent(value: float) -> str:
+    """``0.9933`` as ``99.33 %``."""
+    return f"{100 * value:.2f} %"

@@ -1,0 +1,42 @@
+"""``tser eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser.cli.console import DataRoot, JsonFlag, guarded, percent, say, show_json, show_table
+
+
+@guarded
+def evaluate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest.")
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Test accuracy after each step t = 1..T, and firing rates."""
+    from tser.evaluate import evaluate as compute
+    from tser.files import write_json
+    from tser.runs import find_run
+
+    found = find_run(run)
+    if run is None:
+        say(f"run: {found.path}")
+    result = compute(found, Path(data_root) if data_root else None)
+    write_json(found.evaluation, result)
+    if as_json:
+        show_json(result)
+        return
+    rows = [[f"t = {t}", percent(a)] for t, a in enumerate(result["accuracy"], 1)]
+    if result["teacher_accuracy"] is not None:
+        rows = [["teacher (ANN)", percent(result["teacher_accuracy"])], *rows]
+    show_table(f"{result['data']}: {result['samples']} test images", ["after", "accuracy"], rows)
+    show_table(
+        "Firing rate [spikes a neuron and step]",
+        ["layer", "neurons", "rate"],
+        [[r["name"], str(r["neurons"]), f"{r['firing_rate']:.4f}"] for r in result["layers"]],
+    )

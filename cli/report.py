@@ -1,0 +1,34 @@
+"""``tser report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser.cli.console import DataRoot, JsonFlag, guarded, say, show_json
+
+
+@guarded
+def report(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run.")
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write everything known about a run as one self-contained HTML file."""
+    from tser.deploy.report import write_report
+    from tser.runs import find_run
+
+    found = find_run(run)
+    if run is None:
+        say(f"run: {found.path}")
+    path = write_report(found, out, Path(data_root) if data_root else None)
+    say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if as_json:
+        show_json({"schema_version": 1, "file": str(path)})

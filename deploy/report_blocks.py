@@ -1,0 +1,236 @@
+"""What a report is made of, apart from how it looks: sections of blocks, and numbers as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Tone = Literal["info", "good", "caution", "bad"]
+NBSP = "\u00a0"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    type: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    type: ClassVar[str] = "heading"
+    text: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to know or to do.
+
+    Attributes:
+        text: what.
+        command: the line to type, if any.
+        tone: "info", or "caution" for what must not be overlooked.
+    """
+
+    type: ClassVar[str] = "note"
+    text: str
+    command: str = ""
+    tone: Tone = "info"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure: what it is, its value, and what the value means."""
+
+    label: str
+    value: str
+    detail: str
+    tone: Tone = "info"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Key figures."""
+
+    type: ClassVar[str] = "tiles"
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, one pair a line."""
+
+    type: ClassVar[str] = "facts"
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows.
+
+    Attributes:
+        caption: what the numbers are, with units.
+        columns: heads.
+        rows: cells as text.
+        align: a letter a column: "l" text, "r" numbers.
+        footer: a last row of totals.
+    """
+
+    type: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str
+    footer: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse rows of another length than the head."""
+        for row in (self.align, *self.rows, *([self.footer] if self.footer else [])):
+            if len(row) != len(self.columns):
+                raise ValueError(f"{row!r} has not the {len(self.columns)} cells of {self.caption}")
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list with a line in front."""
+
+    type: ClassVar[str] = "bullets"
+    text: str
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing of ours.
+
+    Attributes:
+        svg: from ``tser.deploy.charts``, which escapes what it draws; goes into the page as it is.
+        caption: what there is to see.
+    """
+
+    type: ClassVar[str] = "chart"
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A small image: a ``data:`` address, its description for who cannot see it, its caption."""
+
+    type: ClassVar[str] = "picture"
+    address: str
+    description: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as typed or as in a file."""
+
+    type: ClassVar[str] = "code"
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks side by side where there is room."""
+
+    type: ClassVar[str] = "group"
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that open on demand (and in print)."""
+
+    type: ClassVar[str] = "details"
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block = (
+    Text
+    | Heading
+    | Note
+    | Tiles
+    | Facts
+    | Table
+    | Bullets
+    | Chart
+    | Picture
+    | Code
+    | Group
+    | Details
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    Attributes:
+        key: its address in the page, ``#key``.
+        title: its heading.
+        blocks: its contents.
+    """
+
+    key: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share of 1 as a percentage.
+
+    >>> percent(0.994)
+    '99.4\\xa0%'
+    """
+    return f"{100 * share:.{digits}f}{NBSP}%"
+
+
+def number(value: float) -> str:
+    """A count or a mean of counts: whole from 1000 on, else with up to three decimals.
+
+    >>> number(447366.72), number(256.0), number(329.718), number(0.02)
+    ('447,367', '256', '329.7', '0.02')
+    """
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def rounded(value: float) -> str:
+    """A large count with three digits: k, M, G.
+
+    >>> rounded(1428001.916), rounded(61952), rounded(812)
+    ('1.43\\xa0M', '62.0\\xa0k', '812')
+    """
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{_three(value / factor)}{NBSP}{letter}"
+    return number(value)
+
+
+def joules(value: float) -> str:
+    """An energy [J] with three digits and the unit that suits it: J, mJ, µJ, nJ or pJ.
+
+    >>> joules(1.6651e-6), joules(3.489e-05), joules(9.9999e-4), joules(4e-13), joules(0.0)
+    ('1.67\\xa0µJ', '34.9\\xa0µJ', '1.00\\xa0mJ', '0.400\\xa0pJ', '0\\xa0J')
+    """
+    if value == 0:
+        return f"0{NBSP}J"
+    for factor, unit in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ")):
+        if value >= 0.9995 * factor:
+            return f"{_three(value / factor)}{NBSP}{unit}"
+    return f"{_three(value / 1e-12)}{NBSP}pJ"
+
+
+def _three(value: float) -> str:
+    """Three digits: 1.67, 34.9, 512."""
+    if value < 9.995:
+        return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

@@ -44,14 +44,16 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.text import Text
 
     # Text, not str: names that come from files are not markup.
-    table = Table(title=Text(title, style="bold"), title_justify="left")
+    table = Table()
     for number, column in enumerate(columns):
         justify: Literal["left", "right"] = "left" if number == 0 else "right"
         table.add_column(Text(column), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    console.print(Text(title, style="bold"))
+    console.print(table)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -28,9 +28,7 @@ def distill(
         Path | None, typer.Option(metavar="FILE", help="Weights of a trained teacher.")
     ] = None,
     data_root: DataRoot = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a spiking student from an ANN teacher (which is trained first if none is given)."""

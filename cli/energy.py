@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from tser.cli.console import DataRoot, JsonFlag, guarded, say, show_json, show_t
 DEFAULT_TARGETS = ["cmos45", "loihi"]
 
 
-class FirstLayer(str, Enum):
+class FirstLayer(StrEnum):
     """Whether layers with analog input are charged to the target or run on a host."""
 
     charge = "charge"
@@ -36,9 +36,7 @@ def energy(
         list[str] | None,
         typer.Option(help=f"May be repeated; default: {', '.join(DEFAULT_TARGETS)}."),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Test images, at most.")
-    ] = 1000,
+    samples: Annotated[int, typer.Option(min=1, help="Test images, at most.")] = 1000,
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="T; default: what the graph states.")
     ] = None,
@@ -55,15 +53,10 @@ def energy(
     as_json: JsonFlag = False,
 ) -> None:
     """Count synaptic operations on test images and price them."""
-    from tser.deploy.energy import load_target
-    from tser.deploy.graph_file import check_suffix, open_nir
-    from tser.deploy.inputs import data_for_graph
-    from tser.deploy.measure import measure
     from tser.errors import UsageError
     from tser.files import write_json
     from tser.runs import find_run
 
-    targets = [load_target(name) for name in target or DEFAULT_TARGETS]
     if against is not None and data is not None:
         raise UsageError("--against RUN and --data NAME exclude each other; give one of them")
     run = None
@@ -76,6 +69,12 @@ def energy(
     path = graph or (run.nir if run else Path())
     if graph is None:
         say(f"graph: {path}")
+    from tser.deploy.energy import load_target
+    from tser.deploy.graph_file import check_suffix, open_nir
+    from tser.deploy.inputs import data_for_graph
+    from tser.deploy.measure import measure
+
+    targets = [load_target(name) for name in target or DEFAULT_TARGETS]
     check_suffix(path, ".nir")
     view = open_nir(path, dt)
     name, root = data or "", Path(data_root) if data_root else None

@@ -19,13 +19,14 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Test accuracy after each step t = 1..T, and firing rates."""
-    from tser.evaluate import evaluate as compute
     from tser.files import write_json
     from tser.runs import find_run
 
     found = find_run(run)
     if run is None:
         say(f"run: {found.path}")
+    from tser.evaluate import evaluate as compute
+
     result = compute(found, Path(data_root) if data_root else None)
     write_json(found.evaluation, result)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +11,14 @@ import typer
 from tser.cli.console import DataRoot, JsonFlag, guarded, say, show_json
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """File formats."""
 
     nir = "nir"
     onnx = "onnx"
 
 
-class Encoding(str, Enum):
+class Encoding(StrEnum):
     """What an ONNX model takes: one image for all steps, or one input a step."""
 
     direct = "direct"
@@ -49,28 +49,29 @@ def export(
 ) -> None:
     """Write a run's student as NIR, or a NIR graph as ONNX."""
     from tser.errors import UsageError
-    from tser.export.export import export_nir, export_onnx
     from tser.runs import find_run
 
-    root = Path(data_root) if data_root else None
     if source is not None and source.suffix == ".nir":
         if file_format is Format.nir:
             raise UsageError(f"{source} is a NIR file already; use --format onnx")
-        nir_file, target = source, out or source.with_suffix(".onnx")
+        run, nir_file = None, source
     else:
         run = find_run(source)
+        nir_file = run.nir
         if source is None:
             say(f"run: {run.path}")
-        nir_file, target = run.nir, out or (run.nir if file_format is Format.nir else run.onnx)
-        if file_format is Format.nir:
-            graph = export_nir(run, target, root)
-        elif not run.nir.exists():
-            export_nir(run, run.nir, root)
-            say(f"wrote {run.nir}")
-    if file_format is Format.onnx:
-        graph = export_onnx(
-            nir_file, target, timesteps=timesteps, encoding=encoding.value, dt=dt
-        )
+
+    from tser.export.export import export_nir, export_onnx
+
+    root = Path(data_root) if data_root else None
+    target = out or (nir_file if file_format is Format.nir else nir_file.with_suffix(".onnx"))
+    if run is not None and file_format is Format.nir:
+        graph = export_nir(run, target, root)
+    else:
+        if run is not None and not nir_file.exists():
+            export_nir(run, nir_file, root)
+            say(f"wrote {nir_file}")
+        graph = export_onnx(nir_file, target, timesteps=timesteps, encoding=encoding.value, dt=dt)
     say(f"wrote {target} ({target.stat().st_size:,} bytes)")
     if as_json:
         show_json(

@@ -22,12 +22,13 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Write everything known about a run as one self-contained HTML file."""
-    from tser.deploy.report import write_report
     from tser.runs import find_run
 
     found = find_run(run)
     if run is None:
         say(f"run: {found.path}")
+    from tser.deploy.report import write_report
+
     path = write_report(found, out, Path(data_root) if data_root else None)
     say(f"wrote {path} ({path.stat().st_size:,} bytes)")
     if as_json:

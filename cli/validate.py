@@ -20,9 +20,7 @@ def validate(
         Path | None,
         typer.Option(metavar="RUN", help="Run folder; default: GRAPH's folder, or the newest."),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Test images; default: all.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Test images; default: all.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Default for the run's own .nir: validation.json."),
@@ -31,7 +29,6 @@ def validate(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare an exported graph with the PyTorch student, spike by spike (exit code 3: no)."""
-    from tser.deploy.validation import validate as check
     from tser.files import write_json
     from tser.runs import find_run
 
@@ -41,6 +38,8 @@ def validate(
     path = graph or run.nir
     if against is None or graph is None:
         say(f"comparing {path} with the student of {run.path}")
+    from tser.deploy.validation import validate as check
+
     result = check(path, run, samples=samples, root=Path(data_root) if data_root else None)
     if out is None and path.resolve() == run.nir.resolve():
         out = run.validation
@@ -62,9 +61,7 @@ def _show(result: dict[str, Any]) -> None:
         accuracy = percent(result["accuracy"][backend["name"]][-1])
         steps = f"{backend['neuron_steps']:,}"
         flips = f"{backend['flips']:,}"
-        rows.append(
-            [backend["name"], f"{mark} {backend['verdict']}", flips, steps, accuracy]
-        )
+        rows.append([backend["name"], f"{mark} {backend['verdict']}", flips, steps, accuracy])
     torch = ["torch (reference)", "", "", "", percent(result["accuracy"]["torch"][-1])]
     show_table(
         f"{result['graph']} against {result['against']}: {result['samples']} test images",

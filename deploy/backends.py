@@ -129,7 +129,10 @@ class OnnxBackend:
     ) -> None:
         self.source, self._layers = source, layers
         self._sequence = model_metadata(model).get("encoding") == "sequence"
-        self._timesteps = int(model_metadata(model).get("timesteps", "0"))
+        try:
+            self._timesteps = int(model_metadata(model).get("timesteps", "0"))
+        except ValueError as error:
+            raise InputFileError(f"{source}: its timesteps are not a number of steps") from error
         tensors = {output for node in model.graph.node for output in node.output}
         for name in layers:
             if name not in tensors:
@@ -147,12 +150,20 @@ class OnnxBackend:
         """Run a batch ``[B, C, H, W]``."""
         feed = np.repeat(x[None], self._timesteps, 0) if self._sequence else x
         feeds = {"input": np.ascontiguousarray(feed, dtype=np.float32)}
-        (logits,) = self._plain.run(["logits"], feeds)
-        values: Sequence[Array] = self._instrumented.run(list(self._layers), feeds)
-        spikes = {
-            name: (value > 0).reshape(len(logits), len(x), *shape)
-            for (name, shape), value in zip(self._layers.items(), values, strict=True)
-        }
+        try:
+            (logits,) = self._plain.run(["logits"], feeds)
+            values: Sequence[Array] = self._instrumented.run(list(self._layers), feeds)
+        except Exception as error:  # its exceptions share no public base class
+            reason = " ".join(str(error).split())[:160]
+            raise InputFileError(f"ONNX Runtime cannot run {self.source}: {reason}") from error
+        spikes = {}
+        for (name, shape), value in zip(self._layers.items(), values, strict=True):
+            if value.shape != (len(logits) * len(x), *shape):
+                raise InputFileError(
+                    f"{self.source}: its layer {name!r} gives shape {value.shape[1:]}, not {shape}; "
+                    "it is the export of another network"
+                )
+            spikes[name] = (value > 0).reshape(len(logits), len(x), *shape)
         return Trace(logits, spikes)
 
 

@@ -16,6 +16,10 @@ inputs only. One membrane step adds
 
 where a = dt / tau and :math:`e_i` is the bound on the current; the factor 8 covers the rounding of
 a itself and of the four operations. A reset starts again from an exact value.
+
+Where every term is a multiple of one power of two g and their absolute sum is at most
+:math:`2^{24} g`, float32 adds them exactly in any order: the bound is 0, and even a spike at
+``v = v_threshold`` is then a mistake, not a tie.
 """
 
 from __future__ import annotations
@@ -56,6 +60,20 @@ def gamma(terms: Any) -> Any:
     return terms * UNIT / (1 - terms * UNIT)
 
 
+def grid(values: Any) -> float:
+    """The largest power of two that divides all of ``values``; infinity when they are zero."""
+    array = np.abs(np.asarray(values, np.float64))
+    mantissa, exponent = np.frexp(array[array != 0])
+    digits = (mantissa * 2.0**53).astype(np.int64)
+    lowest = np.ldexp((digits & -digits).astype(np.float64), exponent - 53)
+    return float(lowest.min(initial=np.inf))
+
+
+def exact(quantum: float, size: Any) -> bool:
+    """Whether float32 sums multiples of ``quantum`` exactly whose absolute values sum to ``size``."""
+    return float(np.max(size, initial=0.0)) * UNIT <= quantum
+
+
 class Audit:
     """Float64 recomputation of one recorded batch.
 
@@ -84,7 +102,9 @@ class Audit:
             return parts[0]
         value = sum_inputs([part.value for part in parts])
         terms = sum_inputs([np.abs(part.value) + part.error for part in parts])
-        error = sum_inputs([part.error for part in parts]) + gamma(len(parts)) * terms
+        error = sum_inputs([part.error for part in parts])
+        if error.any() or not exact(min(grid(part.value) for part in parts), terms):
+            error = error + gamma(len(parts)) * terms
         return Bounded(value, error)
 
     def margins(self, node: Node) -> Bounded:
@@ -110,6 +130,11 @@ class Audit:
         reset = np.asarray(op.v_reset, np.float64)
         current, spikes = self.current(node), self._trace.spikes[node.name]
         steps = len(spikes)
+        constants = (gain, leak, rest, threshold, reset)
+        no_rounding = not current.error.any() and all(
+            (value == value.astype(np.float32)).all() for value in constants
+        )
+        driving, leaking, quantum = grid(gain) * grid(current.value), grid(leak), grid(rest)
         v = np.broadcast_to(rest, spikes.shape[1:]).astype(np.float64)
         error = np.zeros_like(v)
         margin, bound = np.empty(spikes.shape), np.empty(spikes.shape)
@@ -117,12 +142,17 @@ class Audit:
             source = t if len(current.value) > 1 else 0
             i, e = current.value[source], current.error[source]
             size = np.abs(gain) * np.abs(i) + np.abs(leak) * (np.abs(rest) + np.abs(v) + error)
-            v = v + gain * i + leak * (rest - v)
+            before, v = v, v + gain * i + leak * (rest - v)
             error = np.abs(1 - leak) * error + np.abs(gain) * e
-            error = error + EXTRA * UNIT * (size + np.abs(v) + error)
+            # Multiples of `quantum` before and after: v itself, what drives it and what leaks.
+            quantum = min(quantum, driving, leaking * min(grid(rest), quantum))
+            no_rounding = no_rounding and exact(quantum, size + np.abs(before))
+            if not no_rounding:
+                error = error + EXTRA * UNIT * (size + np.abs(v) + error)
             margin[t], bound[t] = v - threshold, error
             v = np.where(spikes[t], reset, v)
             error = np.where(spikes[t], 0.0, error)
+            quantum = min(quantum, grid(reset))
         return Bounded(margin, bound)
 
     def _output(self, node: Node) -> Bounded:
@@ -146,19 +176,26 @@ class Audit:
             bias = self._bias.get(node.name, np.abs(np.asarray(getattr(op, "bias", 0.0))))
             carried = self._apply_absolute(node, weight, x.error)
             spread = self._apply_absolute(node, weight, size)
-            shape = (-1, *[1] * (spread.ndim - 3)) if spread.ndim > 3 else (-1,)
+            quantum = min(grid(weight) * grid(x.value), grid(bias))
+            maps = isinstance(op, nir.Conv1d | nir.Conv2d)
+            shape = (-1, *[1] * (spread.ndim - 3)) if maps else (-1,)
             spread = spread + np.asarray(bias, np.float64).reshape(shape)
         elif isinstance(op, nir.AvgPool2d | nir.SumPool2d):
             geometry = window(op)
             terms = geometry.kernel[0] * geometry.kernel[1]
+            quantum = grid(x.value) * (grid(1 / terms) if isinstance(op, nir.AvgPool2d) else 1)
             carried, spread = self._apply(node, x.error), self._apply(node, size)
         elif isinstance(op, nir.Scale):
             terms = 1
+            quantum = grid(x.value) * grid(op.scale)
             carried = x.error * np.abs(np.asarray(op.scale, np.float64))
             spread = size * np.abs(np.asarray(op.scale, np.float64))
         else:
             raise NotCertifiable(f"no rounding bound is derived for {node.kind} ({node.name!r})")
-        return Bounded(self._apply(node, x.value), carried + gamma(terms + EXTRA) * spread)
+        error = carried
+        if carried.any() or node.name in self._bias or not exact(quantum, spread):
+            error = carried + gamma(terms + EXTRA) * spread
+        return Bounded(self._apply(node, x.value), error)
 
     def _apply(self, node: Node, x: Array) -> Array:
         flat = STATELESS[type(node.op)](node, x.reshape(-1, *node.input_shape))

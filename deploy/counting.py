@@ -25,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.deploy.interpreter import run
-from tser.deploy.synapses import Counts, Synapse, Uncounted, fan_out, find_synapses, reached
+from tser.deploy.synapses import (
+    Counts,
+    Synapse,
+    Uncounted,
+    arrivals,
+    fan_out,
+    find_synapses,
+    reached,
+)
 from tser.export.graph import NEURONS, WEIGHTED, Graph, Node
 from tser.export.shapes import window
 
@@ -169,13 +177,12 @@ def _driven(
     graph: Graph, node: Node, synapses: list[Synapse], values: dict[str, NDArray[Any]]
 ) -> int:
     """Updates of ``node`` with at least one incoming event in this batch."""
-    feeding = {edge.source for edge in node.inputs} | {node.name}
     hit: NDArray[np.bool_] | None = None
-    for synapse in (s for s in synapses if s.sink.name in feeding):
+    for synapse, rest, late in arrivals(graph, node, synapses):
         value = values[synapse.source.name]
         active = (value != 0).reshape(-1, *synapse.source.output_shape)
-        arrived = reached(synapse, active).reshape(*value.shape[:2], *node.input_shape)
-        if synapse.delayed:
+        arrived = reached(synapse, active, rest).reshape(*value.shape[:2], *node.input_shape)
+        for _ in range(late):
             arrived = np.concatenate([np.zeros_like(arrived[:1]), arrived[:-1]])
         hit = arrived if hit is None else hit | arrived
     return 0 if hit is None else int(hit.sum())

@@ -188,12 +188,13 @@ def ann_twin(counts: OperationCount) -> dict[str, Any]:
     """The same architecture as a conventional network: every connection once, as a MAC.
 
     Returns:
-        MACs of one inference and their energy on 45 nm CMOS [J], arithmetic alone.
+        The target, MACs of one inference and their energy on 45 nm CMOS [J], arithmetic alone.
     """
     weighted = [row for row in counts.layers if row.kind in ("conv", "linear")]
     macs = sum(row.dense for row in weighted) / counts.timesteps / counts.samples
     figure = load_target("cmos45").figures["mac_fp32"]
     return {
+        "target": "cmos45",
         "macs": macs,
         "energy_joules": macs * figure.value_pj * PICOJOULE,
         "figure": figure.model_dump(),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tser.deploy.backends import Backend, Trace
 from tser.deploy.certificate import Audit, NotCertifiable, violations
+from tser.errors import InputFileError
 from tser.export.graph import Graph, Node
 
 Verdict = Literal["E0", "E1", "E2", "E3"]
@@ -159,6 +160,9 @@ def compare(
 
     Returns:
         Tallies and verdicts.
+
+    Raises:
+        InputFileError: a candidate whose logits have another shape.
     """
     evidence = Evidence([])
     for x, labels in batches:
@@ -205,11 +209,14 @@ def _compare_batch(
     actual: Trace,
     audits: tuple[Audit, Audit],
 ) -> None:
+    if expected.logits.shape != actual.logits.shape:
+        raise InputFileError(
+            f"{comparison.source} gives logits of shape {actual.logits.shape}, the reference "
+            f"{expected.logits.shape} (steps, samples, classes)"
+        )
     flipped: dict[str, NDArray[np.bool_]] = {}
     for node in graph.spiking:
         a, b = expected.spikes[node.name], actual.spikes[node.name]
-        if a.shape != b.shape:
-            raise ValueError(f"layer {node.name!r} has shapes {a.shape} and {b.shape}")
         tally, axes = comparison.layers[node.name], tuple(range(1, a.ndim))
         tally.reference += a.sum(axes)
         tally.candidate += b.sum(axes)
@@ -279,7 +286,10 @@ def _first(
         "v_minus_threshold": None,
         "bound": None,
     }
-    margins = audit.margins(graph.nodes[name])
+    try:
+        margins = audit.margins(graph.nodes[name])
+    except NotCertifiable:
+        return result
     result["v_minus_threshold"] = float(margins.value[index])
     result["bound"] = float(margins.error[index])
     return result

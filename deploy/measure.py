@@ -40,6 +40,7 @@ def measure(
     return {
         "schema_version": 1,
         "graph": origin,
+        "graph_digest": graph.metadata.get("sha256"),
         "data": data.name,
         "split": "test",
         "samples": counts.samples,

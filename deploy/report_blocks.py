@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from tser.deploy.units import format_count, format_joules
+
 Tone = Literal["info", "good", "caution", "bad"]
 NBSP = "\u00a0"
 
@@ -183,11 +185,20 @@ class Section:
     blocks: tuple[Block, ...]
 
 
+def step(t: int) -> str:
+    r"""Time after ``t`` steps, counted from 1.
+
+    >>> step(2)
+    't\xa0=\xa02'
+    """
+    return f"t{NBSP}={NBSP}{t}"
+
+
 def percent(share: float, digits: int = 1) -> str:
-    """A share of 1 as a percentage.
+    r"""A share of 1 as a percentage.
 
     >>> percent(0.994)
-    '99.4\\xa0%'
+    '99.4\xa0%'
     """
     return f"{100 * share:.{digits}f}{NBSP}%"
 
@@ -204,33 +215,18 @@ def number(value: float) -> str:
 
 
 def rounded(value: float) -> str:
-    """A large count with three digits: k, M, G.
+    r"""A large count in short.
 
-    >>> rounded(1428001.916), rounded(61952), rounded(812)
-    ('1.43\\xa0M', '62.0\\xa0k', '812')
+    >>> rounded(1428001.916)
+    '1.428\xa0M'
     """
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:
-            return f"{_three(value / factor)}{NBSP}{letter}"
-    return number(value)
+    return format_count(value).replace(" ", NBSP)
 
 
-def joules(value: float) -> str:
-    """An energy [J] with three digits and the unit that suits it: J, mJ, µJ, nJ or pJ.
+def joules(value: float | None) -> str:
+    r"""An energy [J] with the unit that suits it; None is unpriced.
 
-    >>> joules(1.6651e-6), joules(3.489e-05), joules(9.9999e-4), joules(4e-13), joules(0.0)
-    ('1.67\\xa0µJ', '34.9\\xa0µJ', '1.00\\xa0mJ', '0.400\\xa0pJ', '0\\xa0J')
+    >>> joules(3.489e-05)
+    '34.9\xa0µJ'
     """
-    if value == 0:
-        return f"0{NBSP}J"
-    for factor, unit in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ")):
-        if value >= 0.9995 * factor:
-            return f"{_three(value / factor)}{NBSP}{unit}"
-    return f"{_three(value / 1e-12)}{NBSP}pJ"
-
-
-def _three(value: float) -> str:
-    """Three digits: 1.67, 34.9, 512."""
-    if value < 9.995:
-        return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
-    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+    return format_joules(value).replace(" ", NBSP)

@@ -78,6 +78,20 @@ def _routes(graph: Graph, node: Node) -> list[tuple[Node, tuple[Node, ...], bool
     return routes
 
 
+def arrivals(
+    graph: Graph, node: Node, synapses: list[Synapse]
+) -> list[tuple[Synapse, tuple[Node, ...], int]]:
+    """What drives the neurons ``node``: (synapse, nodes after its sink, steps of delay)."""
+    found: list[tuple[Synapse, tuple[Node, ...], int]] = [
+        (s, (), int(s.delayed)) for s in synapses if s.sink.name == node.name
+    ]
+    for source, path, delayed in _routes(graph, node):
+        if isinstance(source.op, WEIGHTED):
+            behind = [s for s in synapses if s.sink.name == source.name]
+            found += [(s, path, int(s.delayed) + int(delayed)) for s in behind]
+    return found
+
+
 def fan_out(synapse: Synapse, *, effective: bool) -> Counts:
     """How many targets each element of the source's output reaches.
 
@@ -157,17 +171,20 @@ def _pull_back(node: Node, targets: Counts, effective: bool, identity: bool) -> 
     return total[:, top : top + height, left : left + width]
 
 
-def reached(synapse: Synapse, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which elements of the sink receive at least one event.
+def reached(
+    synapse: Synapse, active: NDArray[np.bool_], rest: tuple[Node, ...] = ()
+) -> NDArray[np.bool_]:
+    """Which elements of the sink, or of the last node after it, receive at least one event.
 
     Args:
         synapse: which connections; zero weights count as connections.
         active: where the source is non-zero, ``[N, *source shape]``.
+        rest: nodes after the sink to follow the events through.
 
     Returns:
-        ``[N, *sink output shape]``.
+        ``[N, *output shape]`` of the last node.
     """
-    for node in (*synapse.path, synapse.sink):
+    for node in (*synapse.path, synapse.sink, *rest):
         if isinstance(node.op, nir.Affine | nir.Linear):
             hit = active.any(-1, keepdims=True)
             active = np.broadcast_to(hit, (*hit.shape[:-1], node.output_shape[-1]))

@@ -15,10 +15,14 @@ from tser.deploy.graph_file import check_suffix, open_nir, open_onnx
 from tser.deploy.inputs import image_batches
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
-from tser.export.lower import Lowered, lower
+from tser.export.lower import lower
 from tser.export.nir_file import digest, flatten
 from tser.export.onnx_file import compile_onnx, read_onnx
 from tser.runs import Run
+
+
+STATED = ("timesteps", "input_max_value", "input_mean", "input_std")
+"""Metadata that say how a graph is to be run; a file may leave them out."""
 
 
 def validate(
@@ -57,7 +61,11 @@ def validate(
         image_batches(data, samples),
         lowered.bias_magnitude,
     )
-    return _document(path, run, evidence, differences, lowered, data.name, student.timesteps)
+    digests = {
+        "graph_digest": graph.metadata.get("sha256"),
+        "student_digest": digest(lowered.graph),
+    }
+    return _document(path, run, evidence, differences, digests, data.name, student.timesteps)
 
 
 def _candidates(
@@ -115,6 +123,9 @@ def static_differences(expected: Graph, actual: Graph) -> list[str]:
             for key in sorted(ours)
             if key not in theirs or not _equal(ours[key], theirs[key])
         ]
+    for key in STATED:
+        if key in actual.metadata and actual.metadata[key] != expected.metadata.get(key):
+            found.append(f"{key} is {actual.metadata[key]}, not {expected.metadata.get(key)}")
     if expected.dt != actual.dt:
         found.append(f"dt is {actual.dt:g} s, the student has {expected.dt:g} s")
     return sorted(found)
@@ -129,7 +140,7 @@ def _document(
     run: Run,
     evidence: Evidence,
     differences: list[str],
-    lowered: Lowered,
+    digests: dict[str, Any],
     data: str,
     timesteps: int,
 ) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _document(
         "timesteps": timesteps,
         "verdict": evidence.verdict,
         "static": {"identical": not differences, "differences": differences},
-        "student_digest": digest(lowered.graph),
+        **digests,
         "accuracy": {
             name: [int(n) / evidence.samples for n in correct]
             for name, correct in evidence.correct.items()

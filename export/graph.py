@@ -142,10 +142,28 @@ def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the gra
     incoming = _order(ops, edges, origin)
     nodes = _with_shapes(ops, incoming, origin)
     metadata = {key: _plain(value) for key, value in graph.metadata.items()}
+    _check_metadata(metadata, origin)
     step, dt_origin = _time_step(nodes, metadata, dt, origin)
     if metadata.get("reset", "to_value") != "to_value":
         raise InputFileError(f"{origin}: reset {metadata['reset']!r} is not one NIR can express")
     return Graph(nodes, step, dt_origin, metadata)
+
+
+def _check_metadata(metadata: dict[str, Any], origin: str) -> None:
+    """Refuse what the properties of `Graph` could not read."""
+    steps, names = metadata.get("timesteps", 1), metadata.get("class_names", "[]")
+    try:
+        valid = int(steps) == float(steps) and int(steps) >= 1
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    if not valid:
+        raise InputFileError(f"{origin}: timesteps {steps!r} is not a number of steps")
+    try:
+        valid = isinstance(json.loads(names), list)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputFileError(f"{origin}: its class_names are not a JSON list")
 
 
 def _plain(value: Any) -> Any:
@@ -169,7 +187,7 @@ def _open(
                 raise InputFileError(
                     f"{origin}: node {full!r} is a {type(op).__name__}, which tser does not know"
                 )
-            ops[full] = op
+            _join(ops, {full: op}, origin)
             continue
         inner_ops, inner_edges = _open(op, f"{full}.", origin)
         inputs = [k for k, v in inner_ops.items() if isinstance(v, nir.Input)]
@@ -184,11 +202,17 @@ def _open(
         for port in (*inputs, *outputs):
             inner_ops[port] = _pass_through()
         entry[name], exit_[name] = inputs[0], outputs[0]
-        ops |= inner_ops
+        _join(ops, inner_ops, origin)
         edges += inner_edges
     for source, target in graph.edges:
         edges.append((exit_.get(source, prefix + source), entry.get(target, prefix + target)))
     return ops, edges
+
+
+def _join(ops: dict[str, Any], more: dict[str, Any], origin: str) -> None:
+    if clash := ops.keys() & more.keys():
+        raise InputFileError(f"{origin}: two nodes would be called {min(clash)!r}")
+    ops |= more
 
 
 def _pass_through() -> nir.Flatten:

@@ -235,6 +235,8 @@ def _lif(layer: LIF, path: str, place: _Place, builder: _Builder) -> _Place:
             "a NIR graph has one dt"
         )
     builder.dt = layer.dt
+    if any(value.numel() != 1 for value in layer.buffers()):
+        raise ExportError(f"layer {path!r} has a parameter for each neuron; use one for all")
 
     def full(value: float) -> NDArray[np.float32]:
         return np.full(place.shape, value, dtype=np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 from tser.errors import InputFileError
 from tser.files import atomic_path
 
+PARSER = Path(__file__).with_name("parse_child.py")
 TIME_LIMIT = 10.0
 """Seconds the child may take, plus one for every 20 MB of file."""
 MEMORY_LIMIT = 2 * 1024**3
@@ -111,6 +113,7 @@ def _parse_in_child(path: Path) -> dict[str, Any]:
         target = Path(folder) / "parsed.npz"
         command = [
             sys.executable,
+            "-P",  # a module of the user's folder must not be taken for one of ours
             "-m",
             "tser.export.parse_child",
             str(path.resolve()),
@@ -123,6 +126,8 @@ def _parse_in_child(path: Path) -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 errors="replace",
+                # Every thread of a numeric library reserves address space, which is limited.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 timeout=TIME_LIMIT + size / 20e6,
                 check=False,
             )

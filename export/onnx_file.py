@@ -7,7 +7,7 @@ nodes that make them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ class Emitter:
         self.graph, self.timesteps = graph, timesteps
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
-        self._names: dict[str, int] = {}
+        self._used = {"input", "logits"}
 
     def emit(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Add one operator with one output; returns the output's name."""
@@ -64,23 +64,23 @@ class Emitter:
             self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def live_nodes(self, output: str) -> list[onnx.NodeProto]:
-        """The operators that ``output`` depends on; the last reset of a neuron, say, is not."""
+    def live(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Operators and initialisers that ``output`` depends on; the last reset, say, is not one."""
         needed, live = {output}, []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)
                 live.append(node)
-        return live[::-1]
+        return live[::-1], [value for key, value in self.initialisers.items() if key in needed]
 
     def _unique(self, name: str) -> str:
-        number = self._names.get(name, 0)
-        self._names[name] = number + 1
-        return f"{name}.{number}" if number else name
-
-    def reserve(self, name: str) -> None:
-        """Keep ``name`` for a tensor that the graph takes as input."""
-        self._names[name] = 1
+        """``name``, or the first free ``name.1``, ``name.2``, ... that is no NIR node's name."""
+        chosen, number = name, 0
+        while chosen in self._used or (number and chosen in self.graph.nodes):
+            number += 1
+            chosen = f"{name}.{number}"
+        self._used.add(chosen)
+        return chosen
 
     def parameter(self, node: Node, name: str, value: Any) -> str | None:
         """A per-neuron parameter as a constant, collapsed where uniform; None if all zero."""
@@ -123,8 +123,6 @@ def compile_onnx(
             "sequence form"
         )
     emitter = Emitter(graph, steps)
-    emitter.reserve("input")
-    emitter.reserve("logits")
     shape = graph.input.output_shape
     folded: dict[str, tuple[str, bool]] = {}
     for node in graph.nodes.values():
@@ -140,11 +138,14 @@ def compile_onnx(
         else:
             raise ExportError(f"node {node.name!r} ({node.kind}) has no ONNX form yet")
         folded[node.name] = value, constant
+        if isinstance(node.op, SPIKING) and value != node.name:
+            raise ExportError(f"the name of node {node.name!r} is taken in ONNX; rename the layer")
     _logits(emitter, *folded[graph.output.name], graph.output.output_shape)
     leading = [steps, "B"] if encoding == "sequence" else ["B"]
+    nodes, initialisers = emitter.live("logits")
     model = helper.make_model(
         helper.make_graph(
-            emitter.live_nodes("logits"),
+            nodes,
             "tser",
             [helper.make_tensor_value_info("input", TensorProto.FLOAT, [*leading, *shape])],
             [
@@ -152,7 +153,7 @@ def compile_onnx(
                     "logits", TensorProto.FLOAT, [steps, "B", *graph.output.output_shape]
                 )
             ],
-            list(emitter.initialisers.values()),
+            initialisers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
@@ -185,7 +186,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load_model(path, load_external_data=False)
-        if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+        if any(t.data_location == TensorProto.EXTERNAL for t in _tensors(model)):
             raise InputFileError(
                 f"{path} keeps its weights in another file, which is not supported"
             )
@@ -198,6 +199,17 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         reason = " ".join(str(error).split())[:160]
         raise InputFileError(f"{path} is not a valid ONNX model: {reason}") from error
     return model
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a protobuf message: initialisers, attributes, subgraphs."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else [value]:
+                yield from _tensors(part)
 
 
 def model_metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -278,6 +290,8 @@ def _affine(emitter: Emitter, node: Node, value: str) -> str:
 
 def _average_pool(emitter: Emitter, node: Node, value: str) -> str:
     geometry = window(node.op)
+    if any(max(pads) >= size for pads, size in zip(geometry.pads, geometry.kernel, strict=True)):
+        raise ExportError(f"node {node.name!r} pads by its window or more; ONNX cannot express it")
     return emitter.emit(
         "AveragePool",
         [value],
@@ -350,6 +364,8 @@ class _Steps:
     def __call__(self, kind: str, a: str | None, b: str | None, name: str) -> str | None:
         if kind == "Mul" and (a is None or b is None):
             return None
+        if kind == "Sub" and a == b:
+            return None
         if b is None:
             return a
         if a is None:
@@ -359,11 +375,13 @@ class _Steps:
         return self._emitter.emit(kind, [a, b], f"{self._node.name}.{name}")
 
     def value(self, name: str | None, like: str) -> str:
-        """A real tensor for ``name``: zeros shaped as ``like`` when it is all zero."""
-        if name is not None:
+        """``name`` in the shape of ``like``: zeros for None, a constant for every neuron."""
+        if name is not None and name not in self._emitter.initialisers:
             return name
         shape = self._emitter.emit("Shape", [like], f"{self._node.name}.zero_shape")
-        return self._emitter.emit("ConstantOfShape", [shape], f"{self._node.name}.zeros")
+        if name is None:
+            return self._emitter.emit("ConstantOfShape", [shape], f"{self._node.name}.zeros")
+        return self._emitter.emit("Expand", [name, shape], f"{self._node.name}.rest")
 
 
 def _leaky(emitter: Emitter, node: Node, value: str, constant: bool) -> str:

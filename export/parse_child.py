@@ -1,4 +1,4 @@
-"""Parse a NIR file in a process of its own: ``python -m tser.export.parse_child IN OUT LIMIT``.
+"""Parse a NIR file in a process of its own: ``python -P parse_child.py IN OUT LIMIT``.
 
 Writes every dataset of the graph as a plain array to an ``.npz``; a reason for failure goes to
 stdout as one line. HDF5 links that leave the file are refused.

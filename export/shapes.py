@@ -97,6 +97,8 @@ def _declared_input(op: Any, _: Shape | None) -> Shape:
     shape = as_shape(op.input_type["input"])
     if shape is None:
         raise ValueError("it declares no shape")
+    if min(shape, default=1) < 1:
+        raise ValueError(f"it declares the shape {shape}")
     return shape
 
 
@@ -104,13 +106,16 @@ def _same(op: Any, shape: Shape) -> Shape:
     return shape
 
 
-def _parameters(name: str) -> Callable[[Any, Shape], Shape]:
-    """Elementwise nodes: the shape of their parameters, which must be that of the input."""
+def _parameters(*names: str) -> Callable[[Any, Shape], Shape]:
+    """Elementwise nodes: their parameters have the shape of the input, or are one number."""
 
     def rule(op: Any, shape: Shape) -> Shape:
-        declared = tuple(np.shape(getattr(op, name)))
-        if declared != shape and math.prod(declared) != 1:
-            raise ValueError(f"its parameters have shape {declared}, its input {shape}")
+        for name in names:
+            value = np.asarray(getattr(op, name))
+            if value.shape not in (shape, (1,), ()):
+                raise ValueError(f"its {name} has shape {value.shape}, its input {shape}")
+            if name.startswith("tau") and not (value > 0).all():
+                raise ValueError(f"its {name} is not positive everywhere")
         return shape
 
     return rule
@@ -185,6 +190,8 @@ def _output(op: Any, shape: Shape) -> Shape:
     return shape
 
 
+_FIRING = ("v_threshold", "v_reset")
+_CURRENT_BASED = ("tau_syn", "tau_mem", "r", "v_leak", "w_in")
 SHAPE_RULES: dict[type, Callable[[Any, Any], Shape]] = {
     nir.Input: _declared_input,
     nir.Output: _output,
@@ -199,11 +206,11 @@ SHAPE_RULES: dict[type, Callable[[Any, Any], Shape]] = {
     nir.Delay: _parameters("delay"),
     nir.Threshold: _parameters("threshold"),
     nir.I: _parameters("r"),
-    nir.IF: _parameters("r"),
-    nir.LI: _parameters("tau"),
-    nir.LIF: _parameters("tau"),
-    nir.CubaLI: _parameters("tau_mem"),
-    nir.CubaLIF: _parameters("tau_mem"),
+    nir.IF: _parameters("r", *_FIRING),
+    nir.LI: _parameters("tau", "r", "v_leak"),
+    nir.LIF: _parameters("tau", "r", "v_leak", *_FIRING),
+    nir.CubaLI: _parameters(*_CURRENT_BASED),
+    nir.CubaLIF: _parameters(*_CURRENT_BASED, *_FIRING),
 }
 """(node, input shape) -> output shape; raises ValueError with the reason when it cannot be.
 

@@ -81,7 +81,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputFileError(
             f"{path} is not a readable checkpoint; delete it to train this run from the start"
         ) from error
-    if not isinstance(state, dict) or not {"phase", "epoch", "model", "optimizer"} <= set(state):
+    if (
+        not isinstance(state, dict)
+        or not {"phase", "epoch", "model", "optimizer"} <= set(state)
+        or not isinstance(state["epoch"], int)
+    ):
         raise InputFileError(f"{path} is not a checkpoint of tser; delete it to start over")
     return state
 

@@ -18,7 +18,13 @@ from tser.errors import UsageError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class DataConfig(_Section):
@@ -119,8 +125,8 @@ class TrainConfig(_Section):
 
     epochs: int = Field(30, ge=1)
     """Training epochs; the last one is reported."""
-    batch_size: int = Field(64, ge=1)
-    """Images a step."""
+    batch_size: int = Field(64, ge=2)
+    """Images a step; batch norm needs two."""
     lr: float = Field(0.1, gt=0)
     """Peak learning rate of SGD; one cosine to zero."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -129,9 +135,9 @@ class TrainConfig(_Section):
     """L2 on weights; never on biases and batch-norm parameters."""
     warmup_epochs: float = Field(1.0, ge=0)
     """Epochs of linear warm-up."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seeds weights, order of images and augmentation."""
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """cpu, cuda, cuda:N, mps, or auto: a GPU if there is one."""
 
 

@@ -19,7 +19,7 @@ from tser.augment import random_shift_flip
 from tser.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tser.config import RunConfig, dump_config
 from tser.data import ImageData, Split, load_data
-from tser.errors import TserError, UsageError
+from tser.errors import InputFileError, TserError, UsageError
 from tser.files import write_json, write_text
 from tser.loss import tser_loss
 from tser.metrics import correct_per_step
@@ -60,13 +60,19 @@ def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
         resume: continue from the last finished epoch.
 
     Raises:
-        UsageError: an unusable device or data set.
+        UsageError: an unusable device, data set or augmentation.
         InputFileError: a damaged teacher, checkpoint or data file.
         TserError: the loss is no longer finite.
     """
     device = pick_device(config.train.device)
     root = Path(config.data.root) if config.data.root else None
     data = load_data(config.data.name, root, limit_train=config.data.limit_train or None)
+    if config.data.shift >= min(data.image_shape[1:]):
+        height, width = data.image_shape[1:]
+        raise UsageError(
+            f"data.shift = {config.data.shift} moves a {height}x{width} image out of itself; "
+            "use a smaller shift"
+        )
     torch.manual_seed(config.train.seed)
     teacher = build_teacher(config.teacher, data.image_shape, data.num_classes).to(device)
     student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
@@ -139,8 +145,14 @@ def _fit(
     )
     first = 0
     if state is not None and state["phase"] == phase.name:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputFileError(
+                f"{run.checkpoint} is of another network than the configured {phase.name}; "
+                "delete it to train this phase from its start"
+            ) from error
         first = state["epoch"]
     per_epoch = -(-len(data.train) // train.batch_size)
     with Reporter(phase.name, phase.epochs * per_epoch, first * per_epoch) as reporter:
@@ -206,6 +218,9 @@ def _train_epoch(
         seen += len(index)
         correct += int(correct_per_step(logits.detach(), labels)[-1])
         reporter.step()
+    # The last step has no next loss to show what it did, and its weights are what is saved.
+    finite = all(bool(value.isfinite().all()) for value in phase.model.state_dict().values())
+    _check_finite({"weights": 0.0 if finite else math.nan}, phase, epoch, number)
     row: dict[str, Any] = {name: value / seen for name, value in totals.items()}
     return row | {"train_accuracy": correct / seen, "lr": lr}
 
@@ -237,9 +252,10 @@ def _check_finite(parts: dict[str, float], phase: Phase, epoch: int, number: int
     broken = [name for name, value in parts.items() if not math.isfinite(value)]
     if broken:
         cause = next((name for name in broken if name != "loss"), broken[0])
+        key = "teacher.lr" if phase.name == "teacher" else "train.lr"
         raise TserError(
             f"training the {phase.name} broke in epoch {epoch + 1}, step {number + 1}: {cause!r} "
-            "is not finite; lower the learning rate (--set train.lr=…) and resume"
+            f"is not finite; lower the learning rate (--set {key}=…) and train again"
         )
 
 

@@ -21,7 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     It is removed when the block fails, and whatever stood at ``path`` before stays untouched.
 
     Raises:
-        UsageError: the folder cannot be created or written.
+        UsageError: the folder cannot be created or written, or ``path`` is a folder.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}: {error.strerror}; choose another name"
+            ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

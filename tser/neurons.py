@@ -128,7 +128,15 @@ class LIF(nn.Module):
 
         Returns:
             Spikes 0.0 or 1.0, ``[T, B, ...]``.
+
+        Raises:
+            ValueError: a current of another number of steps.
         """
+        if current.ndim < 2 or current.shape[0] not in (1, timesteps):
+            raise ValueError(
+                f"current must be [T, B, ...] with T = {timesteps} or 1, "
+                f"got shape {tuple(current.shape)}"
+            )
         # Norse multiplies the two scalars first; the order decides the last bit.
         rate = self.dt * self.tau_mem_inv
         driven = (current + self.v_leak).expand(timesteps, *current.shape[1:])

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tser import __version__
 from tser.config import RunConfig, load_config
 from tser.errors import UsageError
 
 RUNS = Path("runs")
 PACKAGES = (
-    "tser",
     "torch",
     "torchvision",
     "norse",
@@ -192,7 +192,7 @@ def resume_run(out: Path | None, source: str | None, overrides: list[str]) -> Ru
 
 def environment() -> dict[str, Any]:
     """Versions and machine, without importing the packages."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"tser": __version__}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -1,0 +1,394 @@
+"""The report, made from a small synthetic run."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+
+from tests.graphs import full, lif, network
+from tser.config import RunConfig, dump_config, parse_config
+from tser.deploy.charts import Line, line_chart, raster_chart, rate_chart
+from tser.deploy.report import write_report
+from tser.deploy.report_blocks import Table
+from tser.deploy.report_raster import evenly
+from tser.errors import InputFileError, UsageError
+from tser.export.nir_file import write_nir
+from tser.runs import Run
+
+EVIL = "<script>alert(1)</script>"
+SECTIONS = {
+    "summary",
+    "accuracy",
+    "learning",
+    "firing",
+    "raster",
+    "operations",
+    "energy",
+    "validation",
+    "reproduce",
+}
+FIGURE = {
+    "value_pj": 23.6,
+    "unit": "pJ per synaptic operation",
+    "operating_point": "0.75 V",
+    "scope": "one synaptic operation",
+    "evidence": "simulated",
+    "second_hand": True,
+    "source": "A. Author, A chip, 2018",
+}
+
+
+class Page(HTMLParser):
+    """What a browser would see: text, ids, and every address that could be loaded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.addresses.append(value or "")
+            if name == "aria-labelledby":
+                self.references.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def graph() -> nir.NIRGraph:
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((70, 64)).astype(np.float32)
+    out = rng.standard_normal((10, 70)).astype(np.float32)
+    nodes = {
+        "flat": nir.Flatten({"input": np.array([1, 8, 8])}, start_dim=-3, end_dim=-1),
+        "hidden": nir.Affine(hidden, full(70, 0)),
+        "neurons": lif((70,), v_th=0.5),
+        "readout": nir.Affine(out, full(10, 0)),
+    }
+    return network(
+        (1, 8, 8), nodes, timesteps=2, class_names=json.dumps([EVIL + str(n) for n in range(10)])
+    )
+
+
+def evaluation() -> dict[str, Any]:
+    layer = {"name": "neurons $x_1$ <b>", "neurons": 70, "firing_rate": 0.25}
+    return {
+        "schema_version": 1,
+        "data": "digits",
+        "samples": 50,
+        "timesteps": 2,
+        "accuracy": [0.9, 0.98],
+        "teacher_accuracy": 0.96,
+        "layers": [layer | {"firing_rate_per_step": [0.2, 0.3]}],
+    }
+
+
+def validation(digest: str) -> dict[str, Any]:
+    first = {
+        "sample": 3,
+        "t": 1,
+        "layer": "neurons",
+        "neuron": [5],
+        "reference": True,
+        "v_minus_threshold": -1e-7,
+        "bound": 1e-5,
+    }
+    backend = {
+        "name": "onnx",
+        "source": "model.onnx",
+        "verdict": "E1",
+        "reason": "1 flips, all certified",
+        "flips": 1,
+        "seeds": 1,
+        "violations": 0,
+        "neuron_steps": 7000,
+        "first_divergence": first,
+        "argmax_differences": 0,
+        "logits": {"max_abs_difference": 0.5, "outside_bound": 0},
+        "layers": [
+            {"name": "neurons", "neurons": 70, "flips": [0, 1], "seeds": 1, "violations": 0}
+        ],
+    }
+    return {
+        "schema_version": 1,
+        "graph": "model.nir",
+        "data": "digits",
+        "samples": 50,
+        "timesteps": 2,
+        "verdict": "E1",
+        "static": {"identical": True, "differences": []},
+        "student_digest": digest,
+        "graph_digest": digest,
+        "accuracy": {"torch": [0.9, 0.98], "onnx": [0.9, 0.98]},
+        "backends": [backend],
+    }
+
+
+def energy(digest: str) -> dict[str, Any]:
+    names = ("events", "sop_structural", "sop_effective", "dense", "macs", "neuron_updates")
+    synapse = dict.fromkeys(names, 1000.0) | {"name": "hidden", "kind": "linear"}
+    neuron = dict.fromkeys(names, 0.0) | {"name": "neurons", "kind": "neuron", "operation": ""}
+    priced = {"charge": "accumulate", "count": 1000.0, "joules": 2.36e-8, "figure": FIGURE}
+    unpriced = {"charge": "multiply_accumulate", "count": 5.0, "joules": None, "figure": None}
+    return {
+        "schema_version": 1,
+        "graph": "model.nir",
+        "graph_digest": digest,
+        "data": "digits",
+        "samples": 50,
+        "timesteps": 2,
+        "first_layer": "charge",
+        "layers": [synapse | {"operation": "MAC"}, neuron],
+        "totals": dict.fromkeys((*names, "spikes", "accumulates"), 1000.0),
+        "gaps": [{"name": "odd", "kind": "Scale", "reason": "not on spikes"}],
+        "ann_twin": {"macs": 500.0, "energy_joules": 2.3e-9, "figure": FIGURE},
+        "targets": [
+            {
+                "name": "chip",
+                "title": "A chip",
+                "energy_joules": None,
+                "priced_joules": 2.36e-8,
+                "items": [priced, unpriced],
+                "unpriced": ["multiply accumulate: no published figure for A chip"],
+                "left_out": ["static power"],
+            }
+        ],
+    }
+
+
+def epochs() -> list[dict[str, Any]]:
+    teacher = {"phase": "teacher", "epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "seconds": 1.5}
+    rows = [teacher | {"val_accuracy": [0.5]}]
+    for epoch in (1, 2):
+        parts = {"loss": 2.0 / epoch, "ce": 1.0 / epoch, "kl": 0.5, "entropy": 1.2}
+        accuracy = {"train_accuracy": 0.5, "val_accuracy": [0.4, 0.45 * epoch], "seconds": 2.0}
+        rows.append({"phase": "student", "epoch": epoch, **parts, **accuracy})
+    return rows
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Run:
+    """A run that has been trained and nothing else."""
+    run = Run(tmp_path / "first")
+    run.path.mkdir()
+    config: RunConfig = parse_config({"student": {"timesteps": 2}, "train": {"epochs": 2}}, "test")
+    run.config_file.write_text(dump_config(config), encoding="utf-8")
+    run.student.touch()
+    return run
+
+
+@pytest.fixture
+def complete(bare: Run) -> Run:
+    """A run with everything in it."""
+    digest = write_nir(graph(), bare.nir)
+    bare.metrics.write_text("".join(json.dumps(row) + "\n" for row in epochs()), encoding="utf-8")
+    command = ["tser", "distill", "a b"]
+    described = {"python": "3.11", "platform": "here", "processor": "some", "cpus": 2}
+    packages = {"torch": "2.6", "nir": None}
+    known = {"schema_version": 1, **described, "packages": packages, "command": command}
+    write(bare.environment, known)
+    write(bare.evaluation, evaluation())
+    write(bare.validation, validation(digest))
+    write(bare.energy, energy(digest))
+    return bare
+
+
+def html(run: Run) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_complete_report(complete: Run) -> None:
+    text = html(complete)
+    page = Page(text)
+    assert set(page.ids) >= SECTIONS
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.references) <= set(page.ids)
+    assert text.count('role="img"') == 6
+    words = " ".join(page.words.split())
+    for expected in (
+        "98.0 %",
+        "teacher 96.0 %",
+        "E1",
+        "equal up to certified rounding ties",
+        "23.6 nJ",
+        "unpriced (≥ 23.6 nJ)",
+        "second hand",
+        "A. Author, A chip, 2018",
+        "odd (Scale): not on spikes",
+        "2 of 2",  # the epoch
+        "neuron (5), t = 2; the student fired",  # "t": 1 counts from 0
+        "tser distill 'a b'",
+        "--samples 50 --target chip",
+    ):
+        assert expected in words, expected
+    assert "Out of date" not in words
+    assert "cannot be told" not in words
+
+
+def test_names_from_files_are_text(complete: Run) -> None:
+    text = html(complete)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert EVIL in page.words
+    assert EVIL not in text
+    assert "$x_1$ <b>" in page.words  # also in the charts, where it is no formula
+    assert "b" not in page.tags
+
+
+def test_nothing_is_loaded_from_elsewhere(complete: Run) -> None:
+    text = html(complete)
+    assert "http://" not in text
+    assert "https://" not in text
+    page = Page(text)
+    assert page.addresses
+    assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
+    assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.ids)
+    assert "default-src 'none'" in text
+    assert not page.tags & {"link", "iframe", "script", "object", "embed"}
+
+
+def test_the_same_files_give_the_same_bytes(complete: Run, tmp_path: Path) -> None:
+    first = write_report(complete).read_bytes()
+    second = write_report(complete, tmp_path / "else" / "where.html")
+    assert second == tmp_path / "else" / "where.html"
+    assert second.read_bytes() == first
+
+
+def test_what_is_missing_is_said_with_the_command(bare: Run) -> None:
+    page = Page(html(bare))
+    assert set(page.ids) >= SECTIONS
+    for command in (
+        f"tser eval {bare.path}",
+        f"tser export {bare.path} --format nir",
+        f"tser validate {bare.nir} --against {bare.path}",
+        f"tser energy {bare.nir} --against {bare.path}",
+    ):
+        assert command in page.words
+    assert "Not checked yet, and there is no model.nir" in page.words
+    assert "no log of the training" in page.words
+
+
+def test_numbers_of_another_graph_are_flagged(complete: Run) -> None:
+    write(complete.validation, validation("0" * 64))
+    write(complete.energy, energy("0" * 64))
+    words = Page(html(complete)).words
+    assert words.count("Out of date: validation.json") == 2  # in the summary and the section
+    assert words.count("Out of date: energy.json") == 3
+    assert "out of date; equal up to" in words
+
+
+def test_numbers_of_an_unknown_graph_are_flagged(complete: Run) -> None:
+    write(complete.energy, {**energy(""), "graph_digest": None})
+    words = Page(html(complete)).words
+    assert "Whether energy.json was made from the model.nir" in words
+    assert "Out of date" not in words
+
+
+def test_an_evaluation_of_another_length_is_flagged(complete: Run) -> None:
+    other = parse_config({"student": {"timesteps": 3}}, "test")
+    complete.config_file.write_text(dump_config(other), encoding="utf-8")
+    assert "Out of date: eval.json" in Page(html(complete)).words
+
+
+@pytest.mark.parametrize("name", ["eval.json", "validation.json", "energy.json"])
+def test_a_damaged_file_is_named(complete: Run, name: str) -> None:
+    path = complete.path / name
+    good = json.loads(path.read_text(encoding="utf-8"))
+    command = f"tser {name.removesuffix('.json').replace('validation', 'validate')}"
+    for content, said in (
+        ('{"schema_version": 1, "data', "is damaged: it is not JSON"),
+        (json.dumps({**good, "schema_version": 2}), "has schema_version 2, this version"),
+        (json.dumps({"data": "digits"}), "states no schema_version"),
+        (json.dumps({**good, "samples": "many"}), "is damaged: samples: "),
+        (json.dumps({**good, "samples": float("nan")}), "is damaged: samples: "),
+    ):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(InputFileError) as caught:
+            write_report(complete)
+        assert f"{path} {said}" in str(caught.value)
+        assert command in str(caught.value)
+    assert not complete.report.exists()
+
+
+def test_lists_must_have_an_entry_a_step(complete: Run) -> None:
+    write(complete.evaluation, evaluation() | {"accuracy": [0.5]})
+    with pytest.raises(InputFileError, match="1 values for 2 timesteps"):
+        write_report(complete)
+
+
+def test_a_damaged_log_is_named_with_its_line(complete: Run) -> None:
+    with complete.metrics.open("a", encoding="utf-8") as file:
+        file.write('{"phase": "stud')
+    with pytest.raises(InputFileError, match=r"metrics\.jsonl, line 4, is damaged"):
+        write_report(complete)
+
+
+def test_a_damaged_graph_is_named(complete: Run) -> None:
+    complete.nir.write_bytes(b"not HDF5")
+    with pytest.raises(InputFileError, match=r"model\.nir"):
+        write_report(complete)
+
+
+def test_an_unfinished_run_is_refused(bare: Run) -> None:
+    bare.student.unlink()
+    with pytest.raises(UsageError, match="incomplete"):
+        write_report(bare)
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report(bare, bare.path)
+
+
+def test_images_that_are_not_there_leave_out_the_raster_alone(complete: Run) -> None:
+    other = parse_config(
+        {"student": {"timesteps": 2}, "data": {"name": "fashion-mnist", "root": "nowhere"}}, "test"
+    )
+    complete.config_file.write_text(dump_config(other), encoding="utf-8")
+    words = Page(html(complete)).words
+    assert "Not drawn: " in words
+    assert "nowhere" in words
+
+
+def test_rows_fit_their_table() -> None:
+    with pytest.raises(ValueError, match="2 cells"):
+        Table("c", ("a", "b"), (("1", "2", "3"),), "lr")
+
+
+def test_neurons_are_thinned_evenly() -> None:
+    spikes = np.zeros((3, 601), bool)
+    spikes[:, [0, 600]] = True
+    thinned = evenly(spikes, 61)
+    assert thinned.shape == (3, 61)
+    assert thinned[:, [0, -1]].all()
+    assert evenly(spikes, 601) is spikes
+
+
+def test_charts_stand_extremes() -> None:
+    one = Line("student", [1], [1.0], "#0072b2", low=[0.9], high=[1.0])
+    assert "currentColor" in line_chart(
+        "a", EVIL, [one], x_label="t", y_label="accuracy", percentages=True, level=("teacher", 1.0)
+    )
+    silent = rate_chart("b", "rates", [("\x00 字 &<", 0.0, [0.0])], "rate")
+    assert "&amp;&lt;" in silent
+    assert "\x00" not in silent
+    names = ("L" * 300, "", "m")
+    rasters = raster_chart("c", "spikes", [(name, np.ones((40, 2), bool)) for name in names])
+    assert "L" * 40 not in rasters
+    assert raster_chart("d", "spikes", [("silent", np.zeros((1, 1), bool))])

@@ -1,0 +1,306 @@
+"""The one view of a NIR graph: order, cycles, nesting, shapes, time and refusals."""
+
+import itertools
+import random
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+
+from tests.graphs import DT, conv, flatten, full, lif, network, view
+from tser.errors import InputFileError, UsageError
+from tser.export.graph import Edge, resolve
+
+
+def _linear(outputs: int, inputs: int) -> nir.Linear:
+    return nir.Linear(weight=full((outputs, inputs), 0.5))
+
+
+def _names(graph: Any) -> list[str]:
+    return list(graph.nodes)
+
+
+RESIDUAL = [
+    ("input", "first"),
+    ("first", "a"),
+    ("a", "middle"),
+    ("middle", "b"),
+    ("b", "last"),
+    ("first", "last"),
+    ("last", "output"),
+]
+
+
+def _residual() -> nir.NIRGraph:
+    nodes = {"first": lif(2), "a": _linear(2, 2), "middle": lif(2), "b": _linear(2, 2)}
+    return network((2,), nodes | {"last": lif(2)}, RESIDUAL, (2,))
+
+
+def _ports(shape: int) -> tuple[nir.Input, nir.Output]:
+    return nir.Input({"input": np.array([shape])}), nir.Output({"output": np.array([shape])})
+
+
+def _nested(edges: list[tuple[str, str]] | None = None, **nodes: Any) -> nir.NIRGraph:
+    """A graph inside another, from ``in`` to ``out``."""
+    first, last = _ports(2)
+    names = ["in", *nodes, "out"]
+    inner = {"in": first, **nodes, "out": last}
+    return nir.NIRGraph(inner, edges or list(itertools.pairwise(names)), type_check=False)
+
+
+# --- order ---------------------------------------------------------------------------------
+
+
+def test_the_view_of_a_residual_block() -> None:
+    graph = resolve(_residual())
+    assert _names(graph) == ["input", "first", "a", "middle", "b", "last", "output"]
+    assert graph.nodes["last"].inputs == (Edge("b"), Edge("first"))
+    assert [node.name for node in graph.spiking] == ["first", "middle", "last"]
+    assert (graph.input.name, graph.output.name) == ("input", "output")
+    assert graph.nodes["a"].kind == "Linear"
+    assert not graph.recurrent
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_does_not_depend_on_how_nodes_are_stored(seed: int) -> None:
+    original, shuffled = _residual(), _residual()
+    names = list(shuffled.nodes)
+    random.Random(seed).shuffle(names)
+    shuffled.nodes = {name: shuffled.nodes[name] for name in names}
+    assert _names(resolve(shuffled)) == _names(resolve(original))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_order_of_the_edges_gives_an_order_of_execution(seed: int) -> None:
+    graph = _residual()
+    random.Random(seed).shuffle(graph.edges)
+    order = _names(found := resolve(graph))
+    assert sorted(order) == sorted(graph.nodes)
+    for node in found.nodes.values():
+        for edge in node.inputs:
+            assert order.index(edge.source) < order.index(node.name)
+
+
+def test_a_long_chain_needs_no_deep_stack() -> None:
+    nodes = {f"n{i}": flatten(1) for i in range(3000)}
+    assert len(view((2,), nodes).nodes) == 3002
+
+
+# --- shapes --------------------------------------------------------------------------------
+
+
+def test_every_node_has_its_shapes() -> None:
+    weight = np.ones((3, 1, 3, 3))
+    nodes = {"conv": conv(weight, (4, 6)), "lif": lif((3, 2, 4)), "flat": flatten()}
+    graph = view((1, 4, 6), nodes | {"fc": _linear(5, 24)})
+    shapes = {name: (node.input_shape, node.output_shape) for name, node in graph.nodes.items()}
+    assert shapes == {
+        "input": ((1, 4, 6), (1, 4, 6)),
+        "conv": ((1, 4, 6), (3, 2, 4)),
+        "lif": ((3, 2, 4), (3, 2, 4)),
+        "flat": ((3, 2, 4), (24,)),
+        "fc": ((24,), (5,)),
+        "output": ((5,), (5,)),
+    }
+
+
+def test_a_contradiction_names_the_node() -> None:
+    nodes = {"first": lif(3), "narrow": _linear(2, 4)}
+    graph = network((3,), nodes, _chain("first", "narrow"), (2,))
+    with pytest.raises(InputFileError, match=r"the file: node 'narrow' \(Linear\): .* 4 inputs"):
+        resolve(graph, origin="the file")
+
+
+def test_a_sum_of_different_shapes_names_the_node() -> None:
+    edges = [("input", "a"), ("input", "b"), ("a", "sum"), ("b", "sum"), ("sum", "output")]
+    nodes = {"a": _linear(2, 4), "b": _linear(3, 4), "sum": lif(1)}
+    with pytest.raises(InputFileError, match="node 'sum' sums inputs of different shapes"):
+        resolve(network((4,), nodes, edges, (2,)))
+
+
+def test_a_delayed_edge_of_another_shape_names_both_nodes() -> None:
+    edges = [("input", "lif"), ("lif", "back"), ("back", "lif"), ("lif", "output")]
+    with pytest.raises(InputFileError, match=r"node 'lif' takes \(4,\), 'back' gives \(3,\)"):
+        resolve(network((4,), {"lif": lif(4), "back": _linear(3, 4)}, edges, (4,)))
+
+
+# --- cycles --------------------------------------------------------------------------------
+
+
+def test_a_cycle_is_cut_where_it_closes() -> None:
+    edges = [("input", "lif"), ("lif", "back"), ("back", "lif"), ("lif", "output")]
+    graph = resolve(network((2,), {"lif": lif(2), "back": _linear(2, 2)}, edges, (2,)))
+    assert graph.recurrent
+    assert graph.nodes["lif"].inputs == (Edge("input"), Edge("back", delayed=True))
+    assert graph.nodes["back"].inputs == (Edge("lif"),)
+
+
+def test_a_neuron_may_feed_itself() -> None:
+    edges = [("input", "lif"), ("lif", "lif"), ("lif", "output")]
+    graph = resolve(network((2,), {"lif": lif(2)}, edges, (2,)))
+    assert graph.nodes["lif"].inputs == (Edge("input"), Edge("lif", delayed=True))
+
+
+def test_two_cycles_are_both_cut() -> None:
+    nodes = {"a": lif(2), "b": lif(2), "c": nir.Delay(full(2, DT))}
+    edges = [("input", "a"), ("a", "b"), ("b", "a"), ("b", "c"), ("c", "b"), ("b", "output")]
+    graph = resolve(network((2,), nodes, edges, (2,)))
+    late = {(e.source, n.name) for n in graph.nodes.values() for e in n.inputs if e.delayed}
+    assert late == {("b", "a"), ("c", "b")}
+
+
+def test_a_cycle_without_state_is_refused() -> None:
+    edges = [("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")]
+    with pytest.raises(InputFileError, match="a -> b -> a has no neuron and no delay"):
+        resolve(network((2,), {"a": _linear(2, 2), "b": _linear(2, 2)}, edges, (2,)))
+
+
+# --- nested graphs -------------------------------------------------------------------------
+
+
+def test_nested_graphs_are_opened() -> None:
+    block = _nested(fc=_linear(2, 2), lif=lif(2))
+    graph = resolve(network((2,), {"pre": lif(2), "block": block}, _chain("pre", "block"), (2,)))
+    inside = ["block.in", "block.fc", "block.lif", "block.out"]
+    assert _names(graph) == ["input", "pre", *inside, "output"]
+    assert graph.nodes["block.in"].inputs == (Edge("pre"),)
+    assert graph.nodes["output"].inputs == (Edge("block.out"),)
+    assert graph.nodes["block.lif"].output_shape == (2,)
+
+
+def test_graphs_nest_to_any_depth() -> None:
+    inner = _nested(lif=lif(2))
+    middle = _nested(inner=inner)
+    graph = resolve(network((2,), {"outer": middle}, _chain("outer"), (2,)))
+    assert "outer.inner.lif" in graph.nodes
+    assert graph.nodes["outer.inner.in"].inputs == (Edge("outer.in"),)
+
+
+def test_recurrence_inside_a_nested_graph() -> None:
+    loop = [("in", "lif"), ("lif", "w"), ("w", "lif"), ("lif", "out")]
+    block = _nested(loop, lif=lif(2), w=_linear(2, 2))
+    graph = resolve(network((2,), {"rnn": block}, _chain("rnn"), (2,)))
+    assert graph.nodes["rnn.lif"].inputs == (Edge("rnn.in"), Edge("rnn.w", delayed=True))
+
+
+def test_a_nested_graph_has_one_entrance() -> None:
+    first, last = _ports(2)
+    block = nir.NIRGraph(
+        {"in": first, "second": _ports(2)[0], "out": last},
+        [("in", "out"), ("second", "out")],
+        type_check=False,
+    )
+    with pytest.raises(InputFileError, match="nested graph 'block' has 2 inputs and 1 outputs"):
+        resolve(network((2,), {"block": block}, _chain("block"), (2,)))
+
+
+def test_names_of_nested_nodes_may_not_clash() -> None:
+    nodes = {"block": _nested(lif=lif(2)), "block.lif": lif(2, v_th=7)}
+    with pytest.raises(InputFileError, match="two nodes would be called 'block.lif'"):
+        resolve(network((2,), nodes, _chain("block", "block.lif"), (2,)))
+
+
+def _chain(*names: str) -> list[tuple[str, str]]:
+    return list(itertools.pairwise(["input", *names, "output"]))
+
+
+# --- what is no graph ----------------------------------------------------------------------
+
+
+def test_an_edge_stated_twice_is_refused() -> None:
+    with pytest.raises(InputFileError, match="an edge is stated twice"):
+        resolve(network((2,), {"a": lif(2)}, [*_chain("a"), ("input", "a")], (2,)))
+
+
+def test_an_edge_to_nowhere_is_refused() -> None:
+    with pytest.raises(InputFileError, match="names the node 'ghost', which is not there"):
+        resolve(network((2,), {"a": lif(2)}, [*_chain("a"), ("a", "ghost")], (2,)))
+
+
+@pytest.mark.parametrize("edges", [[], [("stray", "stray")], [("stray", "output")]])
+def test_a_node_that_nothing_leads_to_is_refused(edges: list[tuple[str, str]]) -> None:
+    graph = network((2,), {"a": lif(2), "stray": lif(2)}, [*_chain("a"), *edges], (2,))
+    with pytest.raises(InputFileError, match="nothing leads from the input to the node 'stray'"):
+        resolve(graph)
+
+
+@pytest.mark.parametrize("port", ["input", "output"])
+def test_a_graph_has_one_input_and_one_output(port: str) -> None:
+    graph = network((2,), {"a": lif(2)})
+    del graph.nodes[port]
+    graph.edges = [edge for edge in graph.edges if port not in edge]
+    with pytest.raises(InputFileError, match=f"has 0 {port.capitalize()} nodes"):
+        resolve(graph)
+
+
+def test_the_input_takes_no_edge() -> None:
+    graph = network((2,), {"a": lif(2)}, [*_chain("a"), ("a", "input")], (2,))
+    with pytest.raises(InputFileError, match="the input 'input' has an incoming edge"):
+        resolve(graph)
+
+
+def test_a_foreign_node_is_refused_by_name() -> None:
+    graph = network((2,), {"a": lif(2)})
+    graph.nodes["odd"] = nir.ir.graph.Identity(input_type={"input": np.array([2])})
+    with pytest.raises(InputFileError, match="node 'odd' is a Identity, which tser does not know"):
+        resolve(graph)
+
+
+# --- time and metadata ---------------------------------------------------------------------
+
+
+def test_dt_comes_from_the_file_or_the_caller() -> None:
+    graph = network((2,), {"a": lif(2)}, dt=2e-3)
+    assert resolve(graph).dt == 2e-3
+    assert resolve(graph).dt_origin == "stated in the file"
+    assert resolve(graph, dt=1e-4).dt == 1e-4
+    assert resolve(graph, dt=1e-4).dt_origin == "given by the caller"
+
+
+def test_a_file_without_dt_asks_for_it() -> None:
+    graph = network((2,), {"a": lif(2)}, dt=None)
+    with pytest.raises(UsageError, match="the file does not state its time step; pass --dt"):
+        resolve(graph, origin="the file")
+    assert resolve(graph, dt=1e-3).dt == 1e-3
+    assert resolve(network((2,), {"a": _linear(2, 2)}, dt=None)).dt_origin.startswith("not needed")
+
+
+@pytest.mark.parametrize("dt", [0.0, -1e-3, float("inf"), float("nan")])
+def test_dt_is_a_positive_number(dt: float) -> None:
+    with pytest.raises(UsageError, match="dt must be a positive number"):
+        resolve(network((2,), {"a": lif(2)}), dt=dt)
+
+
+def test_metadata_are_plain_values() -> None:
+    stated = {"dt": np.float64(1e-3), "timesteps": np.int64(5), "name": b"net"}
+    graph = view((2,), {"a": lif(2)}, class_names='["x", "y"]', **stated)
+    assert graph.metadata["name"] == "net"
+    assert type(graph.metadata["dt"]) is float
+    assert graph.timesteps == 5
+    assert graph.class_names == ["x", "y"]
+    bare = view((2,), {"a": lif(2)})
+    assert bare.timesteps is None
+    assert bare.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dt", "fast"),
+        ("dt", [1, 2]),
+        ("reset", "subtract"),
+        ("timesteps", "four"),
+        ("timesteps", 0),
+        ("timesteps", -3),
+        ("timesteps", 2.5),
+        ("timesteps", float("inf")),
+        ("class_names", "{"),
+        ("class_names", "3"),
+        ("class_names", 3),
+    ],
+)
+def test_metadata_that_make_no_sense_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(InputFileError, match=key) as caught:
+        view((2,), {"a": lif(2)}, **{key: value})
+    assert "\n" not in str(caught.value)

@@ -160,7 +160,7 @@ class OnnxBackend:
         for (name, shape), value in zip(self._layers.items(), values, strict=True):
             if value.shape != (len(logits) * len(x), *shape):
                 raise InputFileError(
-                    f"{self.source}: its layer {name!r} gives shape {value.shape[1:]}, not {shape}; "
+                    f"{self.source}: layer {name!r} gives shape {value.shape[1:]}, not {shape}; "
                     "it is the export of another network"
                 )
             spikes[name] = (value > 0).reshape(len(logits), len(x), *shape)

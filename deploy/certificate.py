@@ -70,7 +70,7 @@ def grid(values: Any) -> float:
 
 
 def exact(quantum: float, size: Any) -> bool:
-    """Whether float32 sums multiples of ``quantum`` exactly whose absolute values sum to ``size``."""
+    """Whether float32 adds multiples of ``quantum`` exactly when they sum to at most ``size``."""
     return float(np.max(size, initial=0.0)) * UNIT <= quantum
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tser.config import nearest
-from tser.deploy.counting import OperationCount
+from tser.deploy.counting import LayerCount, OperationCount
 from tser.errors import InputFileError, UsageError
 
 PICOJOULE = 1e-12
 Charge = Literal["accumulate", "multiply_accumulate", "neuron_update_driven", "neuron_update_idle"]
+FirstLayer = Literal["charge", "host"]
 
 
 class Figure(BaseModel):
@@ -62,6 +63,10 @@ class Target(BaseModel):
             if figure and figure not in self.figures:
                 raise ValueError(f"{charge} is charged with {figure!r}, which is no figure here")
         return self
+
+    def figure(self, charge: Charge) -> Figure | None:
+        """The figure that ``charge`` is charged with, None when none is published."""
+        return self.figures.get(self.charges.get(charge, ""))
 
 
 @dataclass(frozen=True)
@@ -127,37 +132,41 @@ def load_target(name: str) -> Target:
         raise InputFileError(f"the target file {name}.toml is not valid: {error}") from error
 
 
-def charges_per_inference(
-    counts: OperationCount, first_layer: Literal["charge", "host"] = "charge"
-) -> dict[Charge, float]:
-    """Operations of one inference by what they are charged as.
+def charges(row: LayerCount, first_layer: FirstLayer = "charge") -> dict[Charge, int]:
+    """Operations of one layer, over all samples, by what they are charged as.
 
     Args:
-        counts: exact totals over samples.
-        first_layer: "host" leaves out layers with analog input, which then run elsewhere.
+        row: exact counts.
+        first_layer: "host" leaves out a layer with analog input, which then runs elsewhere.
     """
-    driven = counts.total("neuron_updates_driven")
-    accumulates = sum(
-        int(row.sop_structural.sum()) for row in counts.layers if row.operation == "AC"
-    )
-    totals: dict[Charge, int] = {
-        "accumulate": accumulates,
-        "multiply_accumulate": counts.total("macs") if first_layer == "charge" else 0,
-        "neuron_update_driven": driven,
-        "neuron_update_idle": counts.total("neuron_updates") - driven,
+    return {
+        "accumulate": int(row.sop_structural.sum()) if row.operation == "AC" else 0,
+        "multiply_accumulate": row.macs if first_layer == "charge" else 0,
+        "neuron_update_driven": row.neuron_updates_driven,
+        "neuron_update_idle": row.neuron_updates - row.neuron_updates_driven,
     }
-    return {charge: total / counts.samples for charge, total in totals.items()}
 
 
-def price(
-    counts: OperationCount, target: Target, first_layer: Literal["charge", "host"] = "charge"
-) -> Bill:
+def layer_joules(
+    row: LayerCount, samples: int, target: Target, first_layer: FirstLayer = "charge"
+) -> float | None:
+    """Energy of one layer per inference [J]; None while one of its operations has no figure."""
+    total = 0.0
+    for charge, count in charges(row, first_layer).items():
+        figure = target.figure(charge)
+        if count and figure is None:
+            return None
+        total += count / samples * figure.value_pj * PICOJOULE if figure else 0.0
+    return total
+
+
+def price(counts: OperationCount, target: Target, first_layer: FirstLayer = "charge") -> Bill:
     """Energy of one inference.
 
     Args:
         counts: exact totals over samples.
         target: figures.
-        first_layer: see ``charges_per_inference``.
+        first_layer: see ``charges``.
 
     Returns:
         The itemised bill; its total is None while a charged operation has no figure, or while
@@ -167,10 +176,12 @@ def price(
     unpriced = [
         f"{gap['name']} ({gap['kind']}): not counted, {gap['reason']}" for gap in counts.gaps
     ]
-    for charge, count in charges_per_inference(counts, first_layer).items():
+    rows = [charges(row, first_layer) for row in counts.layers]
+    for charge in get_args(Charge):
+        count = sum(row[charge] for row in rows) / counts.samples
         if not count:
             continue
-        figure = target.figures.get(target.charges.get(charge, ""))
+        figure = target.figure(charge)
         if figure is None:
             items.append(Item(charge, count, None, None))
             unpriced.append(f"{charge.replace('_', ' ')}: no published figure for {target.title}")

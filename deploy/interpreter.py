@@ -5,8 +5,8 @@ arithmetic of a neuron is the same. Euler steps in the order of Norse's cells:
 
 * LI, LIF: ``v += (dt/tau) ((r i + v_leak) - v)``
 * I, IF: ``v += dt r i``
-* CubaLI, CubaLIF: ``v += (dt/tau_mem) ((v_leak - v) + r I)`` with the synaptic current I of the
-  step before, then ``I += (dt/tau_syn) (w_in s - I)``
+* CubaLI, CubaLIF: ``I += (dt/tau_syn) w_in s``, then ``v += (dt/tau_mem) ((v_leak - v) + r I)``,
+  then ``I -= (dt/tau_syn) I``: a spike reaches the membrane in its own step
 * a spike where ``v > v_threshold`` (strict), then ``v = v_reset``
 
 from ``v = v_leak`` (0 for I and IF) and ``I = 0``.
@@ -192,8 +192,9 @@ def _current_based(fires: bool) -> Neuron:
         current = state.get("i", np.zeros(x.shape[1:], dtype))
         out = np.empty((steps, *x.shape[1:]), dtype)
         for t in range(steps):
+            current = current + gain * x[t if len(x) > 1 else 0]
             v = v + membrane * ((v_leak - v) + r * current)
-            current = (current - synapse * current) + gain * x[t if len(x) > 1 else 0]
+            current = current - synapse * current
             out[t], v = _fire(op, v) if fires else (v, v)
         state["v"], state["i"] = v, current
         return out

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from tser.data import ImageData
 from tser.deploy.counting import LayerCount, OperationCount, count_operations
-from tser.deploy.energy import Bill, Target, ann_twin, price
+from tser.deploy.energy import FirstLayer, Target, ann_twin, layer_joules, price
 from tser.deploy.inputs import image_batches
 from tser.export.graph import Graph
 
@@ -19,7 +19,7 @@ def measure(
     origin: str,
     samples: int | None = None,
     timesteps: int | None = None,
-    first_layer: Literal["charge", "host"] = "charge",
+    first_layer: FirstLayer = "charge",
 ) -> dict[str, Any]:
     """Count operations on test images and price them.
 
@@ -51,7 +51,7 @@ def measure(
         "totals": _totals(counts),
         "gaps": counts.gaps,
         "ann_twin": ann_twin(counts),
-        "targets": [_target(price(counts, target, first_layer)) for target in targets],
+        "targets": [_target(counts, target, first_layer) for target in targets],
     }
 
 
@@ -99,10 +99,11 @@ def _totals(counts: OperationCount) -> dict[str, float]:
     return totals
 
 
-def _target(bill: Bill) -> dict[str, Any]:
+def _target(counts: OperationCount, target: Target, first_layer: FirstLayer) -> dict[str, Any]:
+    bill = price(counts, target, first_layer)
     return {
-        "name": bill.target.name,
-        "title": bill.target.title,
+        "name": target.name,
+        "title": target.title,
         "energy_joules": bill.energy_joules,
         "priced_joules": bill.priced_joules,
         "items": [
@@ -113,6 +114,10 @@ def _target(bill: Bill) -> dict[str, Any]:
                 "figure": None if item.figure is None else item.figure.model_dump(),
             }
             for item in bill.items
+        ],
+        "layers": [
+            {"name": row.name, "joules": layer_joules(row, counts.samples, target, first_layer)}
+            for row in counts.layers
         ],
         "unpriced": bill.unpriced,
         "left_out": bill.left_out,

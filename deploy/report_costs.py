@@ -138,6 +138,7 @@ def energy(results: Results) -> Section:
     if found.first_layer == "host":
         blocks.append(Note("Layers with analog input are taken to run on a host: not in the price"))
     blocks.append(_overview(found))
+    blocks.append(_per_layer(found))
     for target in found.targets:
         blocks += _bill(target)
     return Section("energy", title, (*blocks, *_twin(found)))
@@ -159,6 +160,22 @@ def _overview(found: EnergyResult) -> Table:
         ("target", "energy", "no figure for"),
         tuple((name, value, gaps or NONE) for name, value, gaps in rows),
         "lrl",
+    )
+
+
+def _per_layer(found: EnergyResult) -> Table:
+    """Energy of every layer on every target, in the order of execution."""
+    rows = []
+    for position, layer in enumerate(found.layers):
+        prices = [target.layers[position].joules for target in found.targets]
+        rows.append((layer.name, layer.kind, *map(joules, prices)))
+    totals = (joules(target.energy_joules) for target in found.targets)
+    return Table(
+        "Energy of one inference by layer; neurons: their updates",
+        ("layer", "kind", *(target.name for target in found.targets)),
+        tuple(rows),
+        "ll" + "r" * len(found.targets),
+        ("total", "", *totals),
     )
 
 

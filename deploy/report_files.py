@@ -212,6 +212,13 @@ class PricedItem(_Part):
     figure: Figure | None
 
 
+class LayerEnergy(_Part):
+    """Energy of one layer per inference [J]; None while an operation of it has no figure."""
+
+    name: str
+    joules: Mean | None
+
+
 class TargetBill(_Part):
     """Energy of one inference on one target [J]."""
 
@@ -220,6 +227,7 @@ class TargetBill(_Part):
     energy_joules: Mean | None
     priced_joules: Mean
     items: list[PricedItem]
+    layers: list[LayerEnergy]
     unpriced: list[str]
     left_out: list[str]
 
@@ -235,6 +243,14 @@ class EnergyResult(_Measured):
     gaps: list[Gap]
     ann_twin: Twin
     targets: list[TargetBill]
+
+    @model_validator(mode="after")
+    def _same_layers(self) -> EnergyResult:
+        names = [layer.name for layer in self.layers]
+        for target in self.targets:
+            if [layer.name for layer in target.layers] != names:
+                raise ValueError(f"target {target.name} is priced for other layers")
+        return self
 
     def _per_step(self) -> Iterator[list[Any]]:
         yield from ()

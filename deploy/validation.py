@@ -20,7 +20,6 @@ from tser.export.nir_file import digest, flatten
 from tser.export.onnx_file import compile_onnx, read_onnx
 from tser.runs import Run
 
-
 STATED = ("timesteps", "input_max_value", "input_mean", "input_std")
 """Metadata that say how a graph is to be run; a file may leave them out."""
 

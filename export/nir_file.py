@@ -113,9 +113,8 @@ def _parse_in_child(path: Path) -> dict[str, Any]:
         target = Path(folder) / "parsed.npz"
         command = [
             sys.executable,
-            "-P",  # a module of the user's folder must not be taken for one of ours
-            "-m",
-            "tser.export.parse_child",
+            "-P",  # a module in the user's folder, or beside the script, must not be imported
+            str(PARSER),
             str(path.resolve()),
             str(target),
             str(MEMORY_LIMIT + 4 * size),

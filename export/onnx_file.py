@@ -65,7 +65,7 @@ class Emitter:
         return name
 
     def live(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """Operators and initialisers that ``output`` depends on; the last reset, say, is not one."""
+        """Operators and initialisers that ``output`` depends on; the last reset is not one."""
         needed, live = {output}, []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
@@ -427,10 +427,10 @@ def _current_based(emitter: Emitter, node: Node, value: str, constant: bool) -> 
     current: str | None = None
     outputs = []
     for spikes in emitter.split(node, value, constant):
+        current = math("Add", current, math("Mul", gain, spikes, "jump"), "i")
         pull = math("Add", math("Sub", v_leak, v, "leak"), math("Mul", r, current, "ri"), "pull")
         v = math("Add", v, math("Mul", membrane, pull, "dv"), "v")
-        kept = math("Sub", current, math("Mul", synapse, current, "di"), "kept")
-        current = math("Add", kept, math("Mul", gain, spikes, "jump"), "i")
+        current = math("Sub", current, math("Mul", synapse, current, "di"), "kept")
         output, v = _fire(emitter, node, math.value(v, spikes))
         outputs.append(output)
     return _join(emitter, node, outputs)

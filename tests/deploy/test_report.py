@@ -164,6 +164,7 @@ def energy(digest: str) -> dict[str, Any]:
                 "energy_joules": None,
                 "priced_joules": 2.36e-8,
                 "items": [priced, unpriced],
+                "layers": [{"name": "hidden", "joules": None}, {"name": "neurons", "joules": 1e-9}],
                 "unpriced": ["multiply accumulate: no published figure for A chip"],
                 "left_out": ["static power"],
             }

@@ -1,0 +1,407 @@
+"""ONNX compiled from NIR gives the interpreter's bits in ONNX Runtime; other files are refused."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.graphs import (
+    DT,
+    TAU,
+    Array,
+    conv,
+    convolutions,
+    dyadic,
+    flatten,
+    full,
+    lif,
+    network,
+    pool,
+    pools,
+    view,
+)
+from tser import __version__
+from tser.deploy.interpreter import run
+from tser.errors import InputFileError
+from tser.export.graph import Graph, resolve
+from tser.export.lower import ExportError
+from tser.export.onnx_file import (
+    IR_VERSION,
+    OPSET,
+    Encoding,
+    compile_onnx,
+    model_metadata,
+    read_onnx,
+    write_onnx,
+)
+from tser.export.shapes import Shape
+
+ANY = settings(deadline=None, derandomize=True, max_examples=40)
+RNG = np.random.default_rng(0)
+
+
+def _execute(model: onnx.ModelProto, x: Array, *names: str) -> list[Array]:
+    """The named tensors, by ONNX Runtime on the CPU; default: the logits."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for name in names:
+        copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(
+        copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(list(names) or ["logits"], {"input": x})
+
+
+def _assert_equal_bits(graph: Graph, steps: int, encoding: Encoding = "direct") -> None:
+    """One model, several batch sizes."""
+    model = compile_onnx(graph, steps, encoding)
+    for batch in (1, 3):
+        leading = (batch,) if encoding == "direct" else (steps, batch)
+        x = dyadic(np.random.default_rng(batch), (*leading, *graph.input.output_shape), most=2)
+        expected, _ = run(graph, x, steps)
+        (actual,) = _execute(model, x)
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, expected)
+
+
+def _varied(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+def _cuba(kind: type, **values: Any) -> Any:
+    known = {"tau_syn": TAU, "tau_mem": 2 * TAU, "r": 2, "v_leak": 0, "w_in": 1}
+    if kind is nir.CubaLIF:
+        known |= {"v_threshold": 0.5, "v_reset": 0}
+    return kind(**{name: full(3, values.get(name, value)) for name, value in known.items()})
+
+
+CASES: dict[str, tuple[Any, Shape]] = {
+    "Affine": (nir.Affine(dyadic(RNG, (4, 3)), dyadic(RNG, 4)), (3,)),
+    "Affine on maps": (nir.Affine(dyadic(RNG, (4, 3)), dyadic(RNG, 4)), (2, 5, 3)),
+    "Linear": (nir.Linear(dyadic(RNG, (4, 3))), (3,)),
+    "Linear on maps": (nir.Linear(dyadic(RNG, (4, 3))), (2, 3)),
+    "Scale": (nir.Scale(dyadic(RNG, (2, 3))), (2, 3)),
+    "Scale by one number": (nir.Scale(full((), 0.5)), (2, 3)),
+    "Conv1d": (
+        nir.Conv1d(8, dyadic(RNG, (4, 1, 3)), 2, 1, 1, 2, dyadic(RNG, 4)),
+        (2, 8),
+    ),
+    "Conv2d": (
+        conv(
+            dyadic(RNG, (4, 2, 3, 2)),
+            (7, 6),
+            stride=(2, 1),
+            padding=(1, 0),
+            dilation=(1, 2),
+            groups=2,
+            bias=dyadic(RNG, 4),
+        ),
+        (4, 7, 6),
+    ),
+    "Conv2d same": (conv(dyadic(RNG, (2, 1, 4, 3)), (5, 6), padding="same"), (1, 5, 6)),
+    "SumPool2d": (pool(nir.SumPool2d, (3, 2), (1, 2), (1, 1)), (2, 6, 6)),
+    "SumPool2d of wide padding": (pool(nir.SumPool2d, 2, 2, 2), (2, 4, 4)),
+    "AvgPool2d": (pool(nir.AvgPool2d, (2, 4), (2, 1), (1, 2)), (2, 6, 6)),
+    "Flatten": (flatten(), (2, 3, 4)),
+    "Flatten in part": (nir.Flatten({"input": None}, start_dim=0, end_dim=1), (2, 3, 4)),
+    "Threshold": (nir.Threshold(_varied(0, 0.5, -0.5)), (3,)),
+    "I": (nir.I(_varied(1, 2, 3) / DT), (3,)),
+    "I without gain": (nir.I(full(3, 0)), (3,)),
+    "IF": (nir.IF(full(3, 0.5 / DT), full(3, 1), full(3, -0.25)), (3,)),
+    "IF without gain": (nir.IF(full(3, 0), full(3, 1), full(3, 0)), (3,)),
+    "LI": (nir.LI(full(3, TAU), full(3, 1), full(3, 0.25)), (3,)),
+    "LI of each its own": (nir.LI(_varied(1, 2, 4) * DT, full(3, 2), _varied(0, 1, -1)), (3,)),
+    "LIF": (lif((2, 3)), (2, 3)),
+    "LIF with everything": (
+        lif(
+            (2, 3), tau=4 * DT, r=2, v_leak=0.25, v_th=0.75, v_reset=[[0.5, -0.5, 0], [0, 0.25, 1]]
+        ),
+        (2, 3),
+    ),
+    "LIF of each its own": (
+        lif(3, tau=_varied(1, 2, 4) * DT, v_leak=_varied(0, 0.5, -0.5), v_th=_varied(0, 1, 0.5)),
+        (3,),
+    ),
+    "LIF without input": (lif(3, r=0, v_leak=1.5), (3,)),
+    "LIF of one number": (lif((), v_leak=0.5), (2, 3)),
+    "CubaLI": (_cuba(nir.CubaLI), (3,)),
+    "CubaLI with leak": (_cuba(nir.CubaLI, v_leak=[0.5, 0.25, -1], w_in=[1, 2, 4]), (3,)),
+    "CubaLIF": (_cuba(nir.CubaLIF), (3,)),
+    "CubaLIF with leak": (_cuba(nir.CubaLIF, v_leak=0.25, v_reset=-0.5), (3,)),
+    "CubaLIF without input": (_cuba(nir.CubaLIF, w_in=0, v_leak=1), (3,)),
+    "Delay": (nir.Delay(full(3, 2 * DT)), (3,)),
+    "Delay of nothing": (nir.Delay(full(3, 0)), (3,)),
+    "Delay of everything": (nir.Delay(full(3, 9 * DT)), (3,)),
+}
+
+
+def test_every_class_has_a_case() -> None:
+    covered = {type(op).__name__ for op, _ in CASES.values()}
+    assert len(covered) == 16  # 19 without Input and Output, which each has, and NIRGraph
+
+
+@pytest.mark.parametrize("encoding", ["direct", "sequence"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_class_bit_for_bit(case: str, encoding: Encoding) -> None:
+    op, shape = CASES[case]
+    # Spikes in, as deployed, and the node on its own: constant input and none.
+    for before in ({}, {"first": lif(shape, v_th=0.25)}):
+        for steps in (1, 4):
+            _assert_equal_bits(view(shape, {**before, "node": op}), steps, encoding)
+
+
+@ANY
+@given(convolutions())
+def test_any_convolution_bit_for_bit(case: tuple[Any, Shape]) -> None:
+    op, shape = case
+    _assert_equal_bits(view(shape, {"conv": op}), 2)
+
+
+@ANY
+@given(pools())
+def test_any_pool(case: tuple[Any, Shape]) -> None:
+    op, shape = case
+    graph, x = view(shape, {"pool": op}), np.random.default_rng(0).normal(size=(2, *shape))
+    (actual,) = _execute(compile_onnx(graph, 2), x.astype(np.float32))
+    np.testing.assert_allclose(actual, run(graph, x, 2)[0], rtol=1e-5, atol=1e-6)
+
+
+def _network() -> nir.NIRGraph:
+    """A residual convnet with everything a student has."""
+    rng = np.random.default_rng(3)
+    shape = (4, 6, 6)
+    nodes = {
+        "stem": conv(dyadic(rng, (4, 1, 3, 3)), (6, 6), padding=1, bias=dyadic(rng, 4)),
+        "stem_lif": lif(shape),
+        "conv": conv(dyadic(rng, (4, 4, 3, 3)), (6, 6), padding=1),
+        "lif": lif(shape, v_th=0.5),
+        "pool": pool(nir.AvgPool2d, 2),
+        "flatten": flatten(),
+        "fc": nir.Affine(dyadic(rng, (5, 36)), dyadic(rng, 5)),
+    }
+    edges = [*itertools.pairwise(["input", *nodes, "output"]), ("stem_lif", "lif")]
+    stated = {"timesteps": 4, "class_names": json.dumps(list("abcde")), "sha256": "0" * 64}
+    return network((1, 6, 6), nodes, edges, (5,), **stated)
+
+
+@pytest.mark.parametrize("encoding", ["direct", "sequence"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_network_bit_for_bit(encoding: Encoding, steps: int) -> None:
+    _assert_equal_bits(resolve(_network()), steps, encoding)
+
+
+def test_fan_in_of_what_is_constant_and_what_is_not() -> None:
+    edges = [("input", "a"), ("a", "lif"), ("input", "b"), ("lif", "sum"), ("b", "sum")]
+    edges += [("input", "sum"), ("sum", "output")]
+    nodes = {"a": nir.Scale(full(3, 2)), "lif": lif(3), "b": nir.Scale(full(3, 0.5))}
+    graph = resolve(network((3,), nodes | {"sum": nir.Scale(full(3, 1))}, edges, (3,)))
+    for encoding in ("direct", "sequence"):
+        _assert_equal_bits(graph, 3, encoding)
+
+
+def test_nested_graphs() -> None:
+    ends = {"in": nir.Input({"input": np.array([3])}), "out": nir.Output({"output": np.array([3])})}
+    inner = nir.NIRGraph({**ends, "lif": lif(3)}, [("in", "lif"), ("lif", "out")], type_check=False)
+    edges = [("input", "block"), ("block", "output")]
+    _assert_equal_bits(resolve(network((3,), {"block": inner}, edges, (3,))), 3)
+
+
+# --- the model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["direct", "sequence"])
+def test_the_model_is_valid_onnx(encoding: Encoding) -> None:
+    model = compile_onnx(resolve(_network()), encoding=encoding)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert (model.ir_version, model.producer_name) == (IR_VERSION, "tser")
+
+    def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
+        shape = value.type.tensor_type.shape.dim
+        return [dim.dim_param or dim.dim_value for dim in shape]
+
+    leading = ["B"] if encoding == "direct" else [4, "B"]
+    assert [(v.name, dimensions(v)) for v in model.graph.input] == [("input", [*leading, 1, 6, 6])]
+    assert [(v.name, dimensions(v)) for v in model.graph.output] == [("logits", [4, "B", 5])]
+
+
+def test_tensors_have_the_names_of_the_nodes() -> None:
+    graph = resolve(_network())
+    model, x = compile_onnx(graph), dyadic(np.random.default_rng(0), (2, 1, 6, 6))
+    names = [name for name in graph.nodes if name not in ("input", "output")]
+    assert {*names} <= {output for node in model.graph.node for output in node.output}
+    _, expected = run(graph, x, record=names)
+    for name, value in zip(names, _execute(model, x, *names), strict=True):
+        steps = 1 if name == "stem" else 4  # before the first neuron nothing depends on time
+        wanted = expected[name][:steps].reshape(steps * 2, *graph.nodes[name].output_shape)
+        np.testing.assert_array_equal(value, wanted)
+
+
+def test_names_of_steps_do_not_take_those_of_nodes() -> None:
+    nodes = {"a": lif(2), "a.step.1": lif(2), "a.1": nir.Scale(full(2, 2)), "logits": _fc()}
+    graph = view((2,), nodes)
+    _assert_equal_bits(graph, 3)
+    model = compile_onnx(graph, 3)
+    made = [output for node in model.graph.node for output in node.output]
+    assert {"a", "a.step.1", "a.1", "logits"} <= set(made)
+    assert len(made) == len(set(made))
+
+
+def _fc() -> nir.Affine:
+    return nir.Affine(full((2, 2), 0.5), full(2, 0.25))
+
+
+def test_metadata() -> None:
+    stated = model_metadata(compile_onnx(resolve(_network()), 3, "sequence"))
+    assert stated["nir_sha256"] == "0" * 64
+    assert "sha256" not in stated
+    assert (stated["dt"], stated["timesteps"], stated["encoding"]) == (str(DT), "3", "sequence")
+    assert json.loads(stated["class_names"]) == list("abcde")
+    model = compile_onnx(resolve(_network()))
+    assert (model_metadata(model)["timesteps"], model.producer_version) == ("4", __version__)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_nothing_is_computed_in_vain(steps: int) -> None:
+    graph = _network()
+    graph.nodes["aside"] = nir.Affine(full((2, 36), 1), full(2, 0))
+    graph.edges.append(("flatten", "aside"))
+    model = compile_onnx(resolve(graph), steps)
+    used = {name for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
+        assert set(node.output) & (used | {"logits"}), f"nothing reads {node.name}"
+    unused = {value.name for value in model.graph.initializer} - used
+    assert not unused
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 2
+    assert kinds.count("Where") == 2 * (steps - 1)  # the last reset reaches nothing
+
+
+def test_bytes_do_not_depend_on_the_run() -> None:
+    first, second = (compile_onnx(resolve(_network())).SerializeToString() for _ in range(2))
+    assert first == second
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+def test_a_recurrent_graph_is_refused_by_node() -> None:
+    edges = [("input", "lif"), ("lif", "back"), ("back", "lif"), ("lif", "output")]
+    graph = resolve(network((2,), {"lif": lif(2), "back": _fc()}, edges, (2,)))
+    with pytest.raises(ExportError, match="node 'lif' closes a cycle; recurrent graphs cannot"):
+        compile_onnx(graph, 3)
+
+
+def test_an_unknown_number_of_steps_is_asked_for() -> None:
+    with pytest.raises(ExportError, match="pass --timesteps"):
+        compile_onnx(view((2,), {"lif": lif(2)}))
+
+
+def test_delays_of_different_lengths_are_refused_by_node() -> None:
+    graph = view((2,), {"late": nir.Delay(np.array([DT, 2 * DT]))})
+    with pytest.raises(ExportError, match="node 'late' delays its elements by different times"):
+        compile_onnx(graph, 3)
+
+
+def test_a_pool_that_pads_more_than_its_window_is_refused_by_node() -> None:
+    graph = view((1, 4, 4), {"wide": pool(nir.AvgPool2d, 2, 2, 2)})
+    with pytest.raises(ExportError, match="node 'wide' pads by its window or more"):
+        compile_onnx(graph, 3)
+
+
+@pytest.mark.parametrize("name", ["input", "logits"])
+def test_a_spiking_layer_that_cannot_keep_its_name_is_refused(name: str) -> None:
+    ends = {"in": nir.Input({"input": np.array([2])}), "out": nir.Output({"output": np.array([2])})}
+    graph = nir.NIRGraph(
+        {**ends, name: lif(2)}, [("in", name), (name, "out")], {"dt": DT}, type_check=False
+    )
+    with pytest.raises(ExportError, match=f"the name of node '{name}' is taken in ONNX"):
+        compile_onnx(resolve(graph), 3)
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+def test_a_written_model_is_read_as_it_was(tmp_path: Path) -> None:
+    model = compile_onnx(resolve(_network()))
+    write_onnx(model, tmp_path / "m.onnx")
+    assert read_onnx(tmp_path / "m.onnx").SerializeToString() == model.SerializeToString()
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def _external(array: Array) -> onnx.TensorProto:
+    tensor = numpy_helper.from_array(array, "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return tensor
+
+
+def _hiding(where: str) -> onnx.ModelProto:
+    """A model that adds two numbers from the file ``secret.bin`` to its input."""
+    tensor = _external(full(2, 0))
+    constant = helper.make_node("Constant", [], ["w"], value=tensor)
+    output = [helper.make_tensor_value_info("w", TensorProto.FLOAT, [2])]
+    inner = helper.make_graph([constant], "inner", [], output)
+    flag = numpy_helper.from_array(np.array(True), "flag")
+    nodes = {
+        "initialiser": [],
+        "constant": [constant],
+        "subgraph": [helper.make_node("If", ["flag"], ["w"], then_branch=inner, else_branch=inner)],
+    }[where]
+    nodes.append(helper.make_node("Add", ["input", "w"], ["logits"]))
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])]
+        for name in ("input", "logits")
+    ]
+    kept = {"initialiser": [tensor], "constant": [], "subgraph": [flag]}[where]
+    graph = helper.make_graph(nodes, "g", *ends, kept)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(InputFileError) as caught:
+        read_onnx(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["initialiser", "constant", "subgraph"])
+def test_data_outside_the_file_are_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(full(2, 7).tobytes())
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_hiding(where).SerializeToString())
+    assert "keeps its weights in another file" in _refused(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"not ONNX", bytes(999), b"\x08\x08" * 40])
+def test_a_file_of_another_kind(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    assert "is not a valid ONNX model" in _refused(path)
+
+
+def test_a_truncated_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    data = compile_onnx(resolve(_network())).SerializeToString()
+    for keep in (0.1, 0.5, 0.99):
+        path.write_bytes(data[: int(keep * len(data))])
+        _refused(path)
+
+
+def test_no_model(tmp_path: Path) -> None:
+    assert "there is no file" in _refused(tmp_path / "none.onnx")
+    _refused(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +42,9 @@ def distill(
     overrides = list(settings or [])
     for key, value in {
         "train.seed": seed,
-        "train.device": device and repr(device),
-        "teacher.path": teacher and repr(str(teacher.resolve())),
-        "data.root": data_root and repr(str(Path(data_root).resolve())),
+        "train.device": device and json.dumps(device),
+        "teacher.path": teacher and json.dumps(str(teacher.resolve())),
+        "data.root": data_root and json.dumps(str(Path(data_root).resolve())),
     }.items():
         if value is not None:
             overrides.append(f"{key}={value}")

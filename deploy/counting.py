@@ -30,11 +30,12 @@ from tser.deploy.synapses import (
     Synapse,
     Uncounted,
     arrivals,
+    carries_current,
     fan_out,
     find_synapses,
     reached,
 )
-from tser.export.graph import NEURONS, WEIGHTED, Graph, Node
+from tser.export.graph import NEURONS, Graph, Node
 from tser.export.shapes import window
 
 
@@ -165,11 +166,10 @@ def _gaps(graph: Graph) -> list[dict[str, str]]:
     """Nodes that compute on currents outside any synapse, which the rows leave out."""
     gaps = []
     for node in graph.nodes.values():
-        if isinstance(node.op, nir.AvgPool2d | nir.SumPool2d | nir.Scale):
-            behind = [graph.nodes[edge.source] for edge in node.inputs]
-            if any(isinstance(before.op, WEIGHTED) for before in behind):
-                reason = "it works on the result of a weighted layer, not on spikes"
-                gaps.append({"name": node.name, "kind": node.kind, "reason": reason})
+        computes = isinstance(node.op, nir.AvgPool2d | nir.SumPool2d | nir.Scale | nir.Delay)
+        if computes and carries_current(graph, node):
+            reason = "it works on the result of a weighted layer, not on spikes"
+            gaps.append({"name": node.name, "kind": node.kind, "reason": reason})
     return gaps
 
 
@@ -206,14 +206,14 @@ def _synapse_row(synapse: Synapse, seen: _Observed, samples: int, steps: int) ->
         sop_structural=flat @ structural.reshape(-1),
         sop_effective=flat @ effective.reshape(-1),
         dense=once * steps,
-        dense_padded=_padded(synapse, once) * steps if once else 0,
+        dense_padded=_padded(synapse, once, samples) * steps,
         macs=once * steps if analog else 0,
         macs_once=once if analog else 0,
         firing_rate=float(flat.sum() / max(1, samples * flat.size)),
     )
 
 
-def _padded(synapse: Synapse, once: int) -> int:
+def _padded(synapse: Synapse, once: int, samples: int) -> int:
     """Dense operations of one step with padded taps, given those without."""
     node = synapse.sink
     if synapse.kind != "conv" or synapse.path:
@@ -221,7 +221,7 @@ def _padded(synapse: Synapse, once: int) -> int:
     geometry = window(node.op)
     kernel = geometry.kernel[0] * geometry.kernel[1]
     per_sample = int(np.prod(node.output_shape)) * int(node.op.weight.shape[1]) * kernel
-    return once // int(fan_out(synapse, effective=False).sum()) * per_sample
+    return samples * per_sample
 
 
 def _neuron_row(node: Node, seen: _Observed, samples: int, steps: int, driven: int) -> LayerCount:

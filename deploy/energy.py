@@ -129,7 +129,8 @@ def load_target(name: str) -> Target:
     try:
         return Target.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise InputFileError(f"the target file {name}.toml is not valid: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputFileError(f"the target file {name}.toml is not valid: {reason}") from error
 
 
 def charges(row: LayerCount, first_layer: FirstLayer = "charge") -> dict[Charge, int]:

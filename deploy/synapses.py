@@ -65,6 +65,11 @@ def _ends_weighted(route: tuple[Node, tuple[Node, ...], bool]) -> bool:
     return isinstance(route[0].op, WEIGHTED)
 
 
+def carries_current(graph: Graph, node: Node) -> bool:
+    """Whether ``node`` is given the result of a weighted layer, folded nodes between or not."""
+    return any(_ends_weighted(route) for route in _routes(graph, node))
+
+
 def _routes(graph: Graph, node: Node) -> list[tuple[Node, tuple[Node, ...], bool]]:
     """(source, folded nodes, delayed) for every way into ``node``."""
     routes = []

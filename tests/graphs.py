@@ -172,3 +172,34 @@ def pools(draw: st.DrawFn) -> tuple[Any, Shape]:
     shape = (draw(st.integers(1, 2)), *draw(st.tuples(*[st.integers(1, 7)] * 2)))
     assume(min(window(op).output(*shape[1:])) >= 1)
     return op, shape
+
+
+def taps(op: Any, shape: Shape) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
+    """Every connection of a weighted node, one by one: (input, output, weight).
+
+    Taps that fall on the padding are among them, with an input outside ``shape``.
+    """
+    if isinstance(op, nir.Affine | nir.Linear):
+        fronts = itertools.product(*map(range, shape[:-1]))
+        pairs = list(itertools.product(fronts, *map(range, op.weight.shape)))
+        return [((*front, i), (*front, o), float(op.weight[o, i])) for front, o, i in pairs]
+    maps = op.weight.ndim == 4
+    weight = op.weight if maps else op.weight[:, :, None]
+    geometry = window(op)
+    rows, columns = geometry.output(*(1, *shape[1:])[-2:])
+    (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
+    top, left = geometry.pads[0][0], geometry.pads[1][0]
+    outputs, inputs = weight.shape[:2]
+    found = []
+    for o, y, x in itertools.product(range(outputs), range(rows), range(columns)):
+        first = o // (outputs // geometry.groups) * inputs
+        for c, i, j in itertools.product(*map(range, weight.shape[1:])):
+            place = (first + c, y * sh + i * dh - top, x * sw + j * dw - left)
+            source, target = (place, (o, y, x)) if maps else (place[::2], (o, x))
+            found.append((source, target, float(weight[o, c, i, j])))
+    return found
+
+
+def inside(place: tuple[int, ...], shape: Shape) -> bool:
+    """Whether an index lies within ``shape``."""
+    return all(0 <= index < size for index, size in zip(place, shape, strict=True))

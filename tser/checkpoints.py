@@ -13,6 +13,7 @@ from torch import nn
 from tser.data import ImageData, load_data
 from tser.errors import InputFileError
 from tser.files import atomic_path
+from tser.neurons import LIF
 from tser.runs import Run
 from tser.students import Student, build_student
 
@@ -105,5 +106,15 @@ def load_student(run: Run, data: ImageData) -> Student:
     """
     config = run.config()
     student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
+    configured = {name: value.clone() for name, value in student.named_buffers()}
     load_weights(student, run.student)
+    for path, module in student.named_modules():
+        if isinstance(module, LIF):
+            for name, value in module.named_buffers():
+                if not torch.equal(value, configured[f"{path}.{name}"]):
+                    raise InputFileError(
+                        f"{run.student}: {path}.{name} is {value.item():g}, {run.config_file} says "
+                        f"{configured[f'{path}.{name}'].item():g}; restore the configuration it "
+                        "was trained with"
+                    )
     return student.eval()

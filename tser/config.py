@@ -1,6 +1,7 @@
 """The configuration of a run: typed, frozen, strict, and free of torch.
 
-Values come in layers, later ones winning: defaults < preset or file < command line.
+Values come in layers, later ones winning: defaults < preset < file < command line. A file starts
+from a preset when it says ``preset = "NAME"``.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tser.errors import UsageError
+
+Potential = Annotated[float, Field(ge=-1e30, le=1e30)]
+Rate = Annotated[float, Field(gt=0, lt=1e38)]
 
 
 class _Section(BaseModel):
@@ -51,7 +55,7 @@ class TeacherConfig(_Section):
     """Channels of the first stage."""
     epochs: int = Field(30, ge=1)
     """Training epochs when no weights are given."""
-    lr: float = Field(0.1, gt=0)
+    lr: Rate = 0.1
     """Peak learning rate."""
 
 
@@ -73,11 +77,11 @@ class NeuronConfig(_Section):
     """Time step [s]."""
     tau_mem: float = Field(2e-3, gt=0)
     """Membrane time constant [s]; dt / tau_mem = 0.5 is the paper's decay."""
-    v_th: float = 1.0
+    v_th: Potential = 1.0
     """Firing threshold."""
-    v_leak: float = 0.0
+    v_leak: Potential = 0.0
     """Leak (resting) potential."""
-    v_reset: float = 0.0
+    v_reset: Potential = 0.0
     """Potential after a spike."""
     surrogate: Literal["triangle", "superspike", "arctan", "sigmoid"] = "triangle"
     """Surrogate derivative of the spike."""
@@ -127,7 +131,7 @@ class TrainConfig(_Section):
     """Training epochs; the last one is reported."""
     batch_size: int = Field(64, ge=2)
     """Images a step; batch norm needs two."""
-    lr: float = Field(0.1, gt=0)
+    lr: Rate = 0.1
     """Peak learning rate of SGD; one cosine to zero."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum."""
@@ -192,6 +196,9 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
     """
     if source.endswith(".toml"):
         values = _read_toml(Path(source))
+        base = values.get("preset")
+        if isinstance(base, str) and base in preset_names():
+            values = _merged(tomllib.loads(preset_text(base)), values)
     else:
         values = tomllib.loads(preset_text(source)) | {"preset": source}
     for override in overrides:
@@ -225,6 +232,16 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read the configuration file {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, section by section."""
+    result = dict(below)
+    for key, value in above.items():
+        lower = result.get(key)
+        both = isinstance(value, dict) and isinstance(lower, dict)
+        result[key] = _merged(lower, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

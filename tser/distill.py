@@ -77,11 +77,13 @@ def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
     teacher = build_teacher(config.teacher, data.image_shape, data.num_classes).to(device)
     student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
     student = student.to(device)
-    if config.teacher.path:
+    if config.teacher.path and not run.teacher.exists():
         load_weights(teacher, Path(config.teacher.path))
 
     state = load_checkpoint(run.checkpoint) if resume and run.checkpoint.exists() else None
     if not resume:
+        if run.config_file.exists():
+            raise UsageError(f"another run has just started in {run.path}; choose another --out")
         write_text(run.config_file, dump_config(config))
         write_json(run.environment, environment())
     _truncate_metrics(run, state)

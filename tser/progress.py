@@ -32,6 +32,7 @@ class Reporter:
         self._title = title
         self._bar: Progress | None = None
         self._started = time.monotonic()
+        self._epochs = 0  # finished by this process; a resumed run has finished more
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -74,8 +75,9 @@ class Reporter:
         if self._bar:
             self._bar.update(self._task, metrics=text)
         else:
+            self._epochs += 1
             seconds = time.monotonic() - self._started
-            left = seconds / number * (total - number)
+            left = seconds / self._epochs * (total - number)
             sys.stderr.write(
                 f"{self._title} {number}/{total}  {text}  {seconds:.0f} s, {left:.0f} s left\n"
             )

@@ -120,7 +120,9 @@ def create_run(out: Path | None, name: str) -> Run:
     try:
         occupied = out.exists() and any(out.iterdir())
     except OSError as error:
-        raise UsageError(f"cannot use {out} as a run folder: {error.strerror}") from error
+        raise UsageError(
+            f"cannot use {out} as a run folder: {error.strerror}; choose another --out"
+        ) from error
     if occupied:
         raise UsageError(
             f"{out} is not empty and nothing is overwritten; add --resume to continue that run, "
@@ -141,13 +143,13 @@ def find_run(path: Path | None = None, *, trained: bool = True) -> Run:
     """
     if path is None:
         configs = sorted(RUNS.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
-        finished = [file for file in configs if not trained or Run(file.parent).student.exists()]
-        if not finished:
+        fitting = [file for file in configs if not trained or Run(file.parent).student.exists()]
+        if not fitting:
             raise UsageError(
-                f"there is no finished run below {RUNS}/ in this folder; "
+                f"there is no {'finished ' * trained}run below {RUNS}/ in this folder; "
                 "make one with 'tser distill', or name a run folder"
             )
-        return Run(finished[-1].parent)
+        return Run(fitting[-1].parent)
     run = Run(path)
     if not path.is_dir():
         raise UsageError(f"there is no run folder {path}")

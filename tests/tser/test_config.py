@@ -109,6 +109,7 @@ def test_the_last_override_wins() -> None:
         ("train.lr=1e-2", "train", "lr", 0.01),
         ("data.flip=true", "data", "flip", True),
         ("loss.kl=aggregated", "loss", "kl", "aggregated"),
+        ("loss.kl = aggregated ", "loss", "kl", "aggregated"),
         ("loss.kl='aggregated'", "loss", "kl", "aggregated"),
         ("train.device=cuda:1", "train", "device", "cuda:1"),
         ("data.root=/some where/else", "data", "root", "/some where/else"),
@@ -361,3 +362,14 @@ def test_reading_a_configuration_does_not_import_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_can_start_from_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "fashion-mnist"\n[student]\ntimesteps = 2\n')
+    config = load_config(str(file), ["train.epochs=3"])
+    shipped = tomllib.loads(preset_text("fashion-mnist"))
+    assert config.student.timesteps == 2
+    assert config.student.width == shipped["student"]["width"]
+    assert config.train.epochs == 3
+    assert config.train.batch_size == shipped["train"]["batch_size"]

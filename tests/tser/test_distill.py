@@ -240,14 +240,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert timeless(run) == timeless(whole)
 
 
-def test_resuming_goes_on_and_does_not_start_over(whole: Run, tmp_path: Path) -> None:
+def test_resuming_goes_on_and_does_not_start_over(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     interrupted(run, "save_checkpoint", 3)
     kept = rows(run)
     assert len(kept) == 3
+    run.environment.write_text("where it was started", encoding="utf-8")
     distill(run.config(), run, resume=True)
     assert rows(run)[:3] == kept  # with their seconds: these epochs were not run again
     assert len(rows(run)) == 4
+    assert run.environment.read_text(encoding="utf-8") == "where it was started"
 
 
 def test_a_run_may_be_interrupted_twice(whole: Run, tmp_path: Path) -> None:
@@ -450,6 +452,70 @@ def test_no_warm_up_and_one_longer_than_training(warmup: str, peak: float) -> No
     config = tiny(f"train.warmup_epochs={warmup}")
     rates = [module._learning_rate(some_phase(), config, n / 10) for n in range(100)]
     assert max(rates) == rates[int(10 * peak)] == pytest.approx(0.4)
+
+
+class Epoch:
+    """One epoch of `tser.distill` on a stand-in model, and the batches that it was shown."""
+
+    def __init__(self, *overrides: str, phase: str = "student", epoch: int = 0) -> None:
+        self.data = load_data("digits", limit_train=64)
+        self.images: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.rates: list[float] = []
+        model = nn.Linear(64, 10).eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+            assert model.training
+            self.images.append(images)
+            self.labels.append(labels)
+            self.rates.append(optimizer.param_groups[0]["lr"])
+            logits = model(images.flatten(1)).unsqueeze(0)
+            return logits.square().mean(), {"loss": float(len(self.rates))}, logits
+
+        self.config = tiny(*overrides)
+        self.phase = module.Phase(phase, model, step, epochs=4, lr=0.02)
+        with module.Reporter("", 4) as reporter:
+            self.row = module._train_epoch(
+                self.phase, optimizer, self.data, self.config, epoch, reporter
+            )
+        self.order = torch.cat(self.labels).tolist()
+
+
+def test_an_epoch_shows_every_image_normalised_and_in_batches() -> None:
+    epoch = Epoch("data.shift=0", epoch=2)
+    assert [len(images) for images in epoch.images] == [16] * 4
+    wanted = epoch.data.normalise(epoch.data.train.images)
+    shown = torch.cat(epoch.images)
+    found = [int((wanted == image).flatten(1).all(1).nonzero()[0]) for image in shown]
+    assert sorted(found) == list(range(64))
+    assert epoch.data.train.labels[found].tolist() == epoch.order
+    assert epoch.rates == [
+        module._learning_rate(epoch.phase, epoch.config, 2 + n / 4) for n in range(4)
+    ]
+    assert epoch.row["lr"] == epoch.rates[-1]
+    assert epoch.row["loss"] == pytest.approx((1 + 2 + 3 + 4) / 4)
+
+
+def test_the_last_smaller_batch_counts_less() -> None:
+    row = Epoch("train.batch_size=48").row
+    assert row["loss"] == pytest.approx((48 * 1 + 16 * 2) / 64)
+
+
+def test_order_and_augmentation_depend_on_seed_epoch_and_phase() -> None:
+    first, again = Epoch(), Epoch()
+    assert torch.equal(torch.cat(first.images), torch.cat(again.images))
+    for other in (Epoch("train.seed=1"), Epoch(epoch=1), Epoch(phase="teacher")):
+        assert sorted(other.order) == sorted(first.order)
+        assert other.order != first.order
+    still, flipped = Epoch("data.shift=0"), Epoch("data.shift=0", "data.flip=true")
+    assert first.order == still.order == flipped.order
+    assert not torch.equal(torch.cat(first.images), torch.cat(still.images))
+    mirrored = (torch.cat(still.images) != torch.cat(flipped.images)).flatten(1).any(1)
+    assert 16 < int(mirrored.sum()) < 48
+    assert torch.equal(
+        torch.cat(still.images)[mirrored].flip(3), torch.cat(flipped.images)[mirrored]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,367 @@
+"""``tser validate`` end to end on a tiny untrained run, and the files it must refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from tests.graphs import full, lif, view
+from tser.checkpoints import load_student, save_weights
+from tser.config import RunConfig, StudentConfig, dump_config
+from tser.data import load_data
+from tser.deploy.graph_file import check_suffix, open_nir, open_onnx
+from tser.deploy.inputs import data_for_graph, image_batches, rescaled
+from tser.deploy.validation import static_differences, validate
+from tser.errors import InputFileError, UsageError
+from tser.export.export import export_nir, export_onnx
+from tser.export.lower import ExportError
+from tser.export.nir_file import read_nir, write_nir
+from tser.runs import Run
+from tser.students import build_student
+
+DATA = load_data("digits")
+SAMPLES = 30
+
+
+def _make(path: Path, seed: int = 2, **student: int) -> Run:
+    """A run folder of an untrained student that fires, with both its exports."""
+    config = RunConfig(student=StudentConfig(**({"timesteps": 3, "width": 3} | student)))
+    torch.manual_seed(seed)
+    net = build_student(config.student, config.neuron, DATA.image_shape, DATA.num_classes)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight *= 2  # without training, deeper layers would hardly fire
+    path.mkdir()
+    (path / "config.toml").write_text(dump_config(config))
+    save_weights(net, path / "student.safetensors")
+    run = Run(path)
+    export_nir(run, run.nir)
+    export_onnx(run.nir, run.onnx)
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    base = tmp_path_factory.mktemp("runs")
+    return {
+        "run": _make(base / "run"),
+        "other weights": _make(base / "seed", seed=1),
+        "wider": _make(base / "wide", width=4),
+        "deeper": _make(base / "deep", stages=3),
+        "shorter": _make(base / "short", timesteps=2),
+    }
+
+
+@pytest.fixture
+def run(runs: dict[str, Run], tmp_path: Path) -> Run:
+    """A copy that a test may change."""
+    shutil.copytree(runs["run"].path, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def document(runs: dict[str, Run]) -> dict[str, Any]:
+    return validate(runs["run"].nir, runs["run"], samples=SAMPLES)
+
+
+# --- a graph that is what it should be -----------------------------------------------------
+
+
+def test_an_export_is_equivalent(document: dict[str, Any], runs: dict[str, Run]) -> None:
+    run = runs["run"]
+    assert document["verdict"] in ("E0", "E1")
+    assert document["static"] == {"identical": True, "differences": []}
+    assert (document["schema_version"], document["split"], document["data"]) == (
+        1,
+        "test",
+        "digits",
+    )
+    assert (document["samples"], document["timesteps"]) == (SAMPLES, 3)
+    assert (document["graph"], document["against"]) == (str(run.nir), str(run.path))
+    assert document["graph_digest"] == document["student_digest"]
+    assert [b["name"] for b in document["backends"]] == ["nir-f32", "onnx"]
+    assert [b["source"] for b in document["backends"]] == [str(run.nir), str(run.onnx)]
+    json.dumps(document, allow_nan=False)
+
+
+def test_every_backend_is_accounted_for(document: dict[str, Any]) -> None:
+    neurons = [3 * 64] * 3 + [6 * 16] * 2
+    for backend in document["backends"]:
+        assert backend["verdict"] in ("E0", "E1")
+        assert backend["neuron_steps"] == sum(neurons) * 3 * SAMPLES
+        assert [layer["neurons"] for layer in backend["layers"]] == neurons
+        assert backend["flips"] == sum(sum(layer["flips"]) for layer in backend["layers"])
+        assert (backend["first_divergence"] is None) == (backend["flips"] == 0)
+        assert (backend["argmax_differences"], backend["violations"]) == (0, 0)
+        assert backend["logits"]["outside_bound"] == 0
+        assert backend["reason"]
+        for layer in backend["layers"]:
+            rates = layer["firing_rate_reference"]
+            assert len(rates) == 3
+            assert 0 < sum(rates) < 3, layer["name"]
+            assert layer["firing_rate_candidate"] == pytest.approx(rates, abs=1e-3)
+
+
+def test_accuracy_is_that_of_the_student_after_every_step(
+    document: dict[str, Any], runs: dict[str, Run]
+) -> None:
+    student = load_student(runs["run"], DATA)
+    with torch.inference_mode():
+        logits = student(DATA.normalise(DATA.test.images[:SAMPLES])).cumsum(0)
+    right = (logits.argmax(-1) == DATA.test.labels[:SAMPLES]).float().mean(1)
+    assert document["accuracy"]["torch"] == pytest.approx(right.tolist())
+    assert document["accuracy"]["nir-f32"] == document["accuracy"]["onnx"]
+    assert set(document["accuracy"]) == {"torch", "nir-f32", "onnx"}
+
+
+def test_an_onnx_file_is_judged_on_its_own(runs: dict[str, Run]) -> None:
+    found = validate(runs["run"].onnx, runs["run"], samples=SAMPLES)
+    assert found["verdict"] in ("E0", "E1")
+    assert [backend["name"] for backend in found["backends"]] == ["onnx"]
+
+
+def test_a_stale_onnx_file_is_not_used(run: Run, runs: dict[str, Run]) -> None:
+    shutil.copy(runs["other weights"].onnx, run.onnx)
+    found = validate(run.nir, run, samples=5)
+    assert found["verdict"] in ("E0", "E1")
+    assert found["backends"][1]["source"] == f"compiled from {run.nir}"
+    run.onnx.unlink()
+    assert validate(run.nir, run, samples=5)["backends"][1]["source"].startswith("compiled")
+
+
+# --- a graph that is not -------------------------------------------------------------------
+
+
+def _edited(run: Run, edit: Callable[[nir.NIRGraph], Any]) -> Path:
+    """The run's graph with a change, signed anew."""
+    graph = read_nir(run.nir)
+    edit(graph)
+    write_nir(graph, run.nir)
+    return run.nir
+
+
+def _double(graph: nir.NIRGraph) -> None:
+    graph.nodes["block1_main_conv2"].weight[:] *= 2
+
+
+def _threshold(graph: nir.NIRGraph) -> None:
+    graph.nodes["block1_main_lif1"].v_threshold[:] *= np.float32(1.05)
+
+
+def _unlink(graph: nir.NIRGraph) -> None:
+    graph.edges.remove(("stem_lif", "block1_neuron"))
+
+
+def _slow(graph: nir.NIRGraph) -> None:
+    graph.metadata["dt"] *= 0.9
+
+
+CHANGES: dict[str, tuple[Callable[[nir.NIRGraph], Any], str, str]] = {
+    "weights": (_double, "block1_main_conv2.weight differs", "block1_neuron"),
+    "thresholds": (_threshold, "block1_main_lif1.v_threshold differs", "block1_main_lif1"),
+    "edges": (_unlink, "node 'block1_neuron' has other incoming edges", "block1_neuron"),
+    "dt": (_slow, "dt is 0.0009 s, the student has 0.001 s", "stem_lif"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_changed_graph_is_told_apart(run: Run, case: str) -> None:
+    edit, difference, layer = CHANGES[case]
+    found = validate(_edited(run, edit), run, samples=SAMPLES)
+    assert not found["static"]["identical"]
+    assert len(found["static"]["differences"]) == 1
+    assert difference in found["static"]["differences"][0]
+    assert found["verdict"] in ("E2", "E3")
+    assert found["graph_digest"] != found["student_digest"]
+    for backend in found["backends"]:
+        assert backend["verdict"] in ("E2", "E3")
+        assert backend["violations"] > 0
+        assert backend["first_divergence"]["layer"] == layer
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("timesteps", 9), ("input_mean", "[0.9]"), ("input_max_value", 255)]
+)
+def test_another_way_to_run_it_is_a_difference(run: Run, key: str, value: Any) -> None:
+    found = validate(_edited(run, lambda g: g.metadata.update({key: value})), run, samples=5)
+    (difference,) = found["static"]["differences"]
+    assert difference.startswith(f"{key} is {value}, not ")
+
+
+def test_a_graph_that_states_less_is_no_difference(run: Run) -> None:
+    found = validate(_edited(run, lambda g: g.metadata.pop("input_mean")), run, samples=5)
+    assert found["static"]["identical"]
+
+
+def test_the_graph_of_other_weights(runs: dict[str, Run]) -> None:
+    found = validate(runs["other weights"].nir, runs["run"], samples=SAMPLES)
+    assert found["verdict"] == "E3"
+    assert len(found["static"]["differences"]) >= 6
+
+
+def test_what_differs_between_two_graphs() -> None:
+    a = view((3,), {"lif": lif(3), "s": nir.Scale(full(3, 1))})
+    b = view((3,), {"lif": nir.IF(full(3, 1), full(3, 1)), "t": nir.Scale(full(3, 1))}, dt=1.0)
+    assert static_differences(a, b) == [
+        "dt is 1 s, the student has 0.000976562 s",
+        "node 'lif' is a IF, the student has a LIF",
+        "node 'output' has other incoming edges than the student",
+        "node 's' is missing in the file",
+        "node 't' is missing in the student",
+    ]
+    assert static_differences(a, a) == []
+
+
+# --- files that cannot be judged -----------------------------------------------------------
+
+
+def _refused(path: Path, run: Run) -> str:
+    with pytest.raises(InputFileError) as caught:
+        validate(path, run, samples=5)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["wider", "deeper"])
+def test_a_graph_of_another_architecture_is_refused(runs: dict[str, Run], other: str) -> None:
+    assert "has other spiking layers than the student" in _refused(runs[other].nir, runs["run"])
+
+
+def test_a_model_of_another_architecture_is_refused(runs: dict[str, Run]) -> None:
+    assert "export of another network" in _refused(runs["wider"].onnx, runs["run"])
+    # One with a stage more has all the student's layers too, and is judged by its spikes.
+    assert validate(runs["deeper"].onnx, runs["run"], samples=5)["verdict"] == "E3"
+
+
+def test_a_model_of_other_timesteps_is_refused(runs: dict[str, Run]) -> None:
+    assert "logits of shape (2, 5, 10)" in _refused(runs["shorter"].onnx, runs["run"])
+
+
+def test_a_graph_of_other_classes_is_refused(run: Run) -> None:
+    def fewer(graph: nir.NIRGraph) -> None:
+        head = graph.nodes["readout"]
+        graph.nodes["readout"] = nir.Affine(head.weight[:7], head.bias[:7])
+        graph.nodes["output"] = nir.Output({"output": np.array([7])})
+
+    assert "logits of shape (3, 5, 7)" in _refused(_edited(run, fewer), run)
+
+
+def test_a_graph_of_other_images_is_refused(run: Run) -> None:
+    def larger(graph: nir.NIRGraph) -> None:
+        graph.nodes["input"] = nir.Input({"input": np.array([1, 9, 9])})
+
+    assert "declares input_shape (8, 8)" in _refused(_edited(run, larger), run)
+
+
+def test_a_tampered_file_is_refused(run: Run) -> None:
+    graph = read_nir(run.nir)
+    graph.nodes["readout"].bias[0] += 1
+    nir.write(run.nir, graph)  # with the digest of before
+    assert "do not match the digest" in _refused(run.nir, run)
+
+
+@pytest.mark.parametrize("name", ["model.txt", "model.nir", "model.onnx"])
+def test_a_file_of_another_kind_is_refused(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert "there is no file" in _refused(path, run)
+    path.write_text("hello")
+    _refused(path, run)
+
+
+def test_a_run_of_other_weights_than_its_configuration(run: Run, runs: dict[str, Run]) -> None:
+    shutil.copy(runs["wider"].student, run.student)
+    with pytest.raises(InputFileError, match="has shape"):
+        validate(run.nir, run, samples=5)
+
+
+# --- the pieces ----------------------------------------------------------------------------
+
+
+def test_suffixes_are_held_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.nir"
+    path.touch()
+    check_suffix(path, ".nir", ".onnx")
+    with pytest.raises(InputFileError, match=r"a.nir is not a .onnx file"):
+        check_suffix(path, ".onnx")
+
+
+def test_an_onnx_model_belongs_to_one_graph(runs: dict[str, Run]) -> None:
+    graph = open_nir(runs["run"].nir)
+    assert isinstance(open_onnx(runs["run"].onnx, graph), onnx.ModelProto)
+    with pytest.raises(InputFileError, match="was not compiled from this NIR graph"):
+        open_onnx(runs["other weights"].onnx, graph)
+    unsigned = view((3,), {"lif": lif(3)})
+    with pytest.raises(InputFileError, match="was not compiled from this NIR graph"):
+        open_onnx(runs["run"].onnx, unsigned)
+
+
+def test_export_does_not_overwrite_its_source(run: Run) -> None:
+    before = run.nir.read_bytes()
+    with pytest.raises(UsageError, match="would overwrite its own source"):
+        export_onnx(run.nir, run.nir)
+    assert run.nir.read_bytes() == before
+
+
+def test_an_export_that_fails_writes_nothing(tmp_path: Path) -> None:
+    graph = nir.NIRGraph(
+        {
+            "input": nir.Input({"input": np.array([2])}),
+            "lif": lif(2),
+            "output": nir.Output({"output": np.array([2])}),
+        },
+        [("input", "lif"), ("lif", "lif"), ("lif", "output")],
+        {"dt": 1e-3, "timesteps": 3},
+        type_check=False,
+    )
+    source, out = tmp_path / "loop.nir", tmp_path / "loop.onnx"
+    write_nir(graph, source)
+    out.write_text("precious")
+    with pytest.raises(ExportError, match="'lif' closes a cycle"):
+        export_onnx(source, out)
+    assert out.read_text() == "precious"
+
+
+def test_images_come_in_batches() -> None:
+    batches = list(image_batches(DATA, 25, batch_size=10))
+    assert [len(labels) for _, labels in batches] == [10, 10, 5]
+    images = np.concatenate([x for x, _ in batches])
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, DATA.normalise(DATA.test.images[:25]).numpy())
+    labels = np.concatenate([labels for _, labels in batches])
+    np.testing.assert_array_equal(labels, DATA.test.labels[:25].numpy())
+    everything = sum(len(labels) for _, labels in image_batches(DATA, None))
+    assert everything == len(DATA.test) == sum(len(y) for _, y in image_batches(DATA, 10**6))
+    with pytest.raises(UsageError, match="must be at least 1, got 0"):
+        next(image_batches(DATA, 0))
+
+
+def test_a_graph_says_how_its_inputs_are_scaled() -> None:
+    stated = {"input_mean": "[0.25]", "input_std": "[2.0]"}
+    graph = view((1, 8, 8), {"lif": lif((1, 8, 8))}, **stated)
+    data = data_for_graph(graph, "digits", None, "net.nir")
+    assert (data.mean, data.std) == ((0.25,), (2.0,))
+    assert rescaled(DATA, {}, "net.nir") is DATA
+    with pytest.raises(UsageError, match=r"net.nir takes inputs of shape \(3,\), images of 'digit"):
+        data_for_graph(view((3,), {"lif": lif(3)}), "digits", None, "net.nir")
+
+
+@pytest.mark.parametrize("mean", ["x", "[]", '["a"]', "[0.1, 0.2]", 3, "{}", "null"])
+def test_a_scaling_that_makes_no_sense_is_refused(mean: Any) -> None:
+    with pytest.raises(InputFileError, match=r"net.nir: its input scaling"):
+        rescaled(DATA, {"input_mean": mean, "input_std": "[1.0]"}, "net.nir")
+
+
+@pytest.mark.parametrize("std", ["[0.0]", "[-1.0]"])
+def test_a_deviation_is_positive(std: str) -> None:
+    with pytest.raises(InputFileError, match="does not fit 1 channels"):
+        rescaled(DATA, {"input_mean": "[0.0]", "input_std": std}, "net.nir")

@@ -72,11 +72,16 @@ def _show(result: dict[str, Any]) -> None:
         say(f"{backend['name']} ({backend['source']}): {backend['reason']}")
         first = backend["first_divergence"]
         if first:
-            say(
+            text = (
                 f"  first flip: sample {first['sample']}, t = {first['t'] + 1}, layer "
-                f"{first['layer']}, neuron {first['neuron']}: v - v_th = "
-                f"{first['v_minus_threshold']:.3g}, rounding bound {first['bound']:.3g}"
+                f"{first['layer']}, neuron {first['neuron']}"
             )
+            if first["bound"] is not None:
+                text += (
+                    f": v - v_th = {first['v_minus_threshold']:.3g}, "
+                    f"rounding bound {first['bound']:.3g}"
+                )
+            say(text)
     for difference in result["static"]["differences"]:
         say(f"parameters: {difference}")
     say(f"verdict: {result['verdict']}")

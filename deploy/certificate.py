@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Trace
 from tser.deploy.interpreter import sum_inputs
 from tser.deploy.numeric import STATELESS, convolve
-from tser.export.graph import SPIKING, Graph, Node
+from tser.export.graph import SPIKING, Graph, Node, decay
 from tser.export.shapes import window
 
 Array = NDArray[np.float64]
@@ -118,7 +118,7 @@ class Audit:
         """
         op, dt = node.op, self._graph.dt
         if isinstance(op, nir.LIF):
-            rate = dt / np.asarray(op.tau, np.float64)
+            rate = decay(dt, op.tau)
             leak, rest = rate, np.asarray(op.v_leak, np.float64)
             gain = rate * np.asarray(op.r, np.float64)
         elif isinstance(op, nir.IF):

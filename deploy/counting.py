@@ -17,7 +17,7 @@ Average pools fold into the synapse after them and cost nothing of their own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nir
@@ -57,6 +57,8 @@ class LayerCount:
         macs_once: of one step.
         neuron_updates: clocked.
         neuron_updates_driven: with at least one incoming event.
+        ann_macs: of one inference of the same layer in a conventional network, once, on its own
+            input (behind the pool, if one is folded); 0 where there is no weighted layer.
         neurons: in the layer; 0 for synapses.
         firing_rate: spikes a neuron and step, 0..1; of the source for synapses.
     """
@@ -74,6 +76,7 @@ class LayerCount:
     macs_once: int = 0
     neuron_updates: int = 0
     neuron_updates_driven: int = 0
+    ann_macs: int = 0
     neurons: int = 0
     firing_rate: float = 0.0
 
@@ -151,10 +154,11 @@ def count_operations(
     rows: list[LayerCount] = []
     gaps = _gaps(graph)
     for node in graph.nodes.values():
-        for synapse in (s for s in synapses if s.sink.name == node.name):
+        for number, synapse in enumerate(s for s in synapses if s.sink.name == node.name):
             try:
                 seen = observed[synapse.source.name]
-                rows.append(_synapse_row(synapse, seen, samples, steps))
+                row = _synapse_row(synapse, seen, samples, steps)
+                rows.append(row if number == 0 else replace(row, ann_macs=0))
             except Uncounted as error:
                 gaps.append({"name": synapse.name, "kind": node.kind, "reason": str(error)})
         if isinstance(node.op, NEURONS):
@@ -209,8 +213,14 @@ def _synapse_row(synapse: Synapse, seen: _Observed, samples: int, steps: int) ->
         dense_padded=_padded(synapse, once, samples) * steps,
         macs=once * steps if analog else 0,
         macs_once=once if analog else 0,
+        ann_macs=0 if synapse.kind == "identity" else _unfolded(synapse),
         firing_rate=float(flat.sum() / max(1, samples * flat.size)),
     )
+
+
+def _unfolded(synapse: Synapse) -> int:
+    """In-bounds connections of the weighted layer itself."""
+    return int(fan_out(replace(synapse, path=()), effective=False).sum())
 
 
 def _padded(synapse: Synapse, once: int, samples: int) -> int:

@@ -202,8 +202,7 @@ def ann_twin(counts: OperationCount) -> dict[str, Any]:
     Returns:
         The target, MACs of one inference and their energy on 45 nm CMOS [J], arithmetic alone.
     """
-    weighted = [row for row in counts.layers if row.kind in ("conv", "linear")]
-    macs = sum(row.dense for row in weighted) / counts.timesteps / counts.samples
+    macs = sum(row.ann_macs for row in counts.layers)
     figure = load_target("cmos45").figures["mac_fp32"]
     return {
         "target": "cmos45",

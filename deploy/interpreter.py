@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.deploy.numeric import STATELESS
-from tser.errors import InputFileError
-from tser.export.graph import Graph, Node
+from tser.errors import InputFileError, UsageError
+from tser.export.graph import Graph, Node, decay
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -53,6 +53,7 @@ def run(
 
     Raises:
         InputFileError: an input of another shape, or T is not known.
+        UsageError: T < 1.
     """
     values, steps = prepare(graph, x, timesteps, dtype)
     states: dict[str, State] = {}
@@ -71,6 +72,7 @@ def prepare(
 
     Raises:
         InputFileError: an input of another shape, or T is not known.
+        UsageError: T < 1.
     """
     shape = graph.input.output_shape
     x = np.asarray(x)
@@ -82,9 +84,11 @@ def prepare(
         raise InputFileError(
             f"the input has shape {x.shape}; the graph takes [B, *{shape}] or [T, B, *{shape}]"
         )
-    steps = timesteps or graph.timesteps
+    steps = graph.timesteps if timesteps is None else timesteps
     if steps is None:
         raise InputFileError("the graph does not say how many time steps to run; state T")
+    if steps < 1:
+        raise UsageError(f"the number of time steps must be at least 1, got {steps}")
     return x.astype(dtype)[None], steps
 
 
@@ -144,15 +148,10 @@ def _run_stepwise(
     return {name: np.concatenate(parts) for name, parts in history.items()}
 
 
-def decay(dt: float, tau: Array, dtype: np.dtype[Any]) -> Array:
-    """``dt / tau`` rounded once to ``dtype``."""
-    return np.asarray(dt / np.asarray(tau, np.float64), dtype)
-
-
 def _leaky(fires: bool) -> Neuron:
     def steps_of(node: Node, dt: float, x: Array, steps: int, state: State) -> Array:
         op, dtype = node.op, x.dtype
-        rate = decay(dt, op.tau, dtype)
+        rate = decay(dt, op.tau).astype(dtype)
         r, v_leak = np.asarray(op.r, dtype), np.asarray(op.v_leak, dtype)
         driven = r * x + v_leak
         v = state.get("v", np.broadcast_to(v_leak, x.shape[1:]))
@@ -185,8 +184,9 @@ def _integrating(fires: bool) -> Neuron:
 def _current_based(fires: bool) -> Neuron:
     def steps_of(node: Node, dt: float, x: Array, steps: int, state: State) -> Array:
         op, dtype = node.op, x.dtype
-        membrane, synapse = decay(dt, op.tau_mem, dtype), decay(dt, op.tau_syn, dtype)
-        gain = np.asarray(dt / np.asarray(op.tau_syn, np.float64) * op.w_in, dtype)
+        membrane = decay(dt, op.tau_mem).astype(dtype)
+        synapse = decay(dt, op.tau_syn).astype(dtype)
+        gain = np.asarray(decay(dt, op.tau_syn) * op.w_in, dtype)
         r, v_leak = np.asarray(op.r, dtype), np.asarray(op.v_leak, dtype)
         v = state.get("v", np.broadcast_to(v_leak, x.shape[1:]))
         current = state.get("i", np.zeros(x.shape[1:], dtype))

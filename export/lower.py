@@ -253,20 +253,13 @@ def _lif(layer: LIF, path: str, place: _Place, builder: _Builder) -> _Place:
 
 
 def _tau(layer: LIF) -> float:
-    """The float32 tau [s] whose dt / tau is nearest to the factor that the neuron multiplies by.
+    """The float32 tau [s] for which ``decay`` is nearest to the factor the neuron multiplies by.
 
-    The nearest float32 of 1 / tau_mem_inv can miss that factor by one unit in the last place
-    where a neighbour of it hits it.
+    It is taken from that factor: the nearest float32 of 1 / tau_mem_inv can miss it by one unit
+    in the last place more.
     """
-    factor = np.float32((layer.dt * layer.tau_mem_inv).item())
-    guess = np.float32(layer.dt / float(factor))
-    down, up = np.nextafter(guess, np.float32(0)), np.nextafter(guess, np.float32(np.inf))
-    return float(
-        min(
-            (guess, down, up),
-            key=lambda tau: abs(float(np.float32(layer.dt / float(tau)) - factor)),
-        )
-    )
+    factor = (layer.dt * layer.tau_mem_inv).item()
+    return float(np.float32(np.float32(layer.dt) / factor))
 
 
 def _pool(

@@ -100,6 +100,8 @@ def read_nir(path: Path) -> nir.NIRGraph:
     if not isinstance(graph, nir.NIRGraph):
         raise InputFileError(f"{path} holds a single {type(graph).__name__}, not a graph")
     stated = graph.metadata.get("sha256")
+    if stated is None and _text(graph.metadata.get("producer", "")).startswith("tser "):
+        raise InputFileError(f"{path} is damaged: it has lost its digest; export it again")
     if stated is not None and _text(stated) != digest(graph):
         raise InputFileError(
             f"{path} is damaged: its contents do not match the digest it carries; export it again"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tser import __version__
-from tser.errors import InputFileError
-from tser.export.graph import SPIKING, Graph, Node
+from tser.errors import InputFileError, UsageError
+from tser.export.graph import SPIKING, Graph, Node, decay
 from tser.export.lower import ExportError
 from tser.export.shapes import window
 from tser.files import atomic_path
@@ -113,7 +113,9 @@ def compile_onnx(
     Raises:
         ExportError: a recurrent graph, a node that has no ONNX form yet, or an unknown T.
     """
-    steps = timesteps or graph.timesteps
+    steps = graph.timesteps if timesteps is None else timesteps
+    if steps is not None and steps < 1:
+        raise UsageError(f"the number of time steps must be at least 1, got {steps}")
     if steps is None:
         raise ExportError("the graph does not say how many time steps to unroll; pass --timesteps")
     if graph.recurrent:
@@ -386,7 +388,7 @@ class _Steps:
 
 def _leaky(emitter: Emitter, node: Node, value: str, constant: bool) -> str:
     op, math = node.op, _Steps(emitter, node)
-    rate = emitter.parameter(node, "rate", emitter.graph.dt / np.asarray(op.tau, np.float64))
+    rate = emitter.parameter(node, "rate", decay(emitter.graph.dt, op.tau))
     unit = bool((np.asarray(op.r) == 1).all())
     r = None if unit else emitter.parameter(node, "r", op.r)
     v_leak = emitter.parameter(node, "v_leak", op.v_leak)
@@ -418,10 +420,9 @@ def _integrating(emitter: Emitter, node: Node, value: str, constant: bool) -> st
 
 def _current_based(emitter: Emitter, node: Node, value: str, constant: bool) -> str:
     op, dt, math = node.op, emitter.graph.dt, _Steps(emitter, node)
-    tau_syn = np.asarray(op.tau_syn, np.float64)
-    membrane = emitter.parameter(node, "membrane", dt / np.asarray(op.tau_mem, np.float64))
-    synapse = emitter.parameter(node, "synapse", dt / tau_syn)
-    gain = emitter.parameter(node, "gain", dt / tau_syn * op.w_in)
+    membrane = emitter.parameter(node, "membrane", decay(dt, op.tau_mem))
+    synapse = emitter.parameter(node, "synapse", decay(dt, op.tau_syn))
+    gain = emitter.parameter(node, "gain", decay(dt, op.tau_syn) * op.w_in)
     r, v_leak = (emitter.parameter(node, name, getattr(op, name)) for name in ("r", "v_leak"))
     v: str | None = v_leak
     current: str | None = None

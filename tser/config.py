@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tser.errors import UsageError
+from tser.methods import METHODS
 
 Potential = Annotated[float, Field(ge=-1e30, le=1e30)]
 Rate = Annotated[float, Field(gt=0, lt=1e38)]
@@ -102,6 +103,8 @@ class NeuronConfig(_Section):
 class LossConfig(_Section):
     """The terms of the TSER loss (arXiv 2503.03144) and their weights."""
 
+    method: str = ""
+    """A method of ``tser.methods`` that set the terms below; empty: they were set one by one."""
     ce: Literal["per-step", "aggregated"] = "per-step"
     """Cross-entropy of every step, or of the mean logits."""
     kl: Literal["per-step", "aggregated", "none"] = "per-step"
@@ -110,8 +113,10 @@ class LossConfig(_Section):
     """Weight of the KL term. Our choice: the paper's value could not be read."""
     gamma: float = Field(0.01, ge=0)
     """Weight of the entropy term. Our choice: the paper's value could not be read."""
+    self_weight: float = Field(0.0, ge=0)
+    """Weight of self-distillation: KL from the mean over all steps to each step."""
     temperature: float = Field(3.0, gt=0)
-    """Softmax temperature of the KL term."""
+    """Softmax temperature of the KL terms."""
     weighting: Literal["additive", "convex"] = "additive"
     """CE + alpha KL, or (1 - alpha) CE + alpha KL."""
     entropy_at: Literal["temperature", "one"] = "temperature"
@@ -195,14 +200,16 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
         UsageError: an unknown preset, unreadable TOML, an unknown key or a bad value.
     """
     if source.endswith(".toml"):
-        values = _read_toml(Path(source))
+        values = _with_method(_read_toml(Path(source)), source)
         base = values.get("preset")
         if isinstance(base, str) and base in preset_names():
-            values = _merged(tomllib.loads(preset_text(base)), values)
+            values = _merged(_preset_values(base), values)
     else:
-        values = tomllib.loads(preset_text(source)) | {"preset": source}
-    for override in overrides:
+        values = _preset_values(source)
+    for override in sorted(overrides, key=lambda text: not text.startswith("loss.method=")):
         _apply(values, override)
+        if override.startswith("loss.method="):
+            values["loss"] |= _method_settings(values["loss"]["method"], "--set")
     return parse_config(values, origin=source)
 
 
@@ -232,6 +239,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read the configuration file {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _preset_values(name: str) -> dict[str, Any]:
+    return _with_method(tomllib.loads(preset_text(name)), name) | {"preset": name}
+
+
+def _with_method(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """``values`` with what its ``loss.method`` stands for; keys beside the method win over it."""
+    loss = values.get("loss")
+    if not isinstance(loss, dict) or not loss.get("method"):
+        return values
+    return values | {"loss": _method_settings(loss["method"], origin) | loss}
+
+
+def _method_settings(name: Any, origin: str) -> dict[str, Any]:
+    if name not in METHODS:
+        raise UsageError(
+            f"unknown loss.method {name!r} in {origin}{nearest(str(name), list(METHODS))}; "
+            f"methods are {', '.join(METHODS)}"
+        )
+    return METHODS[name]()
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,14 @@ class LossParts:
         ce: cross-entropy against the labels.
         kl: temperature-scaled divergence from the teacher (0 when there is none).
         entropy: mean entropy of the per-step student distributions [nat].
+        self_kl: divergence of the steps from their own mean (0 when its weight is 0).
     """
 
     total: Tensor
     ce: Tensor
     kl: Tensor
     entropy: Tensor
+    self_kl: Tensor
 
     def as_floats(self) -> dict[str, float]:
         """The parts as plain numbers, for logs."""
@@ -48,8 +50,11 @@ def tser_loss(
     * KL per step :math:`\frac{\tau^2}{T}\sum_t KL(p \| q_t)`, aggregated
       :math:`\tau^2 KL(p \| softmax(\bar z/\tau))`;
     * entropy :math:`\frac1T\sum_t H(q_t)`, maximised;
-    * total :math:`CE + \alpha KL - \gamma H` ("additive") or
-      :math:`(1-\alpha) CE + \alpha KL - \gamma H` ("convex").
+    * self-distillation :math:`S = \frac{\tau^2}{T}\sum_t KL(\bar q \| q_t)` from
+      :math:`\bar q = softmax(\bar z/\tau)`, which passes no gradient (Yu et al., ICML 2025,
+      arXiv 2501.15925);
+    * total :math:`CE + \alpha KL - \gamma H + \sigma S` ("additive") or
+      :math:`(1-\alpha) CE + \alpha KL - \gamma H + \sigma S` ("convex").
 
     Args:
         logits: student logits, ``[T, B, K]``.
@@ -81,10 +86,10 @@ def tser_loss(
             shape = None if teacher_logits is None else tuple(teacher_logits.shape)
             raise ValueError(f"teacher logits must be [{batch}, {classes}], got {shape}")
         steps = logits if config.kl == "per-step" else mean_logits.unsqueeze(0)
-        log_q = F.log_softmax(steps / config.temperature, dim=-1)
-        log_p = F.log_softmax(teacher_logits / config.temperature, dim=-1)
-        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-        kl = config.temperature**2 * divergence.mean()
+        kl = _divergence(teacher_logits, steps, config.temperature)
+    self_kl = torch.zeros_like(ce)
+    if config.self_weight:
+        self_kl = _divergence(mean_logits.detach(), logits, config.temperature)
 
     scale = config.temperature if config.entropy_at == "temperature" else 1.0
     log_q = F.log_softmax(logits / scale, dim=-1)
@@ -92,4 +97,18 @@ def tser_loss(
 
     ce_weight = 1 - config.alpha if config.weighting == "convex" else 1.0
     total = ce_weight * ce + config.alpha * kl - config.gamma * entropy
-    return LossParts(total=total, ce=ce, kl=kl, entropy=entropy)
+    total = total + config.self_weight * self_kl
+    return LossParts(total=total, ce=ce, kl=kl, entropy=entropy, self_kl=self_kl)
+
+
+def _divergence(target: Tensor, steps: Tensor, temperature: float) -> Tensor:
+    """``temperature^2 KL(target || step)``, mean over steps and samples.
+
+    Args:
+        target: logits ``[B, K]``.
+        steps: logits ``[S, B, K]``.
+        temperature: of both softmaxes.
+    """
+    log_p = F.log_softmax(target / temperature, dim=-1)
+    log_q = F.log_softmax(steps / temperature, dim=-1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()

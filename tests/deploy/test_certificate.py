@@ -145,6 +145,20 @@ def test_any_float32_program_stays_within_the_bound(seed: int, form: str, gained
         assert margins.error.max() < 5e-4  # a bound that lets everything pass is none
 
 
+def test_the_bound_grows_as_roundings_add_up() -> None:
+    """Adding 0.1 rounds the same way many times over; nothing fires."""
+    steps, step = 800, np.float32(0.1)
+    graph = view((1,), {"n": nir.IF(full(1, 1 / DT), full(1, 1e3), full(1, 0))})
+    silent = np.zeros((steps, 1, 1), bool)
+    audit = Audit(graph, full((1, 1), step), Trace(silent, {"n": silent}), {})
+    margins = audit.margins(graph.nodes["n"])
+    v = np.cumsum(np.full(steps, step), dtype=np.float32).astype(np.float64)
+    misses = np.abs(v - 1e3 - margins.value[:, 0, 0])
+    assert (misses <= margins.error[:, 0, 0]).all()
+    # A bound on the last step alone would be too small.
+    assert misses.max() > 8 * UNIT * (v[-1] + step)
+
+
 @ANY
 @given(st.integers(0, 99))
 def test_logits_of_any_float32_program_stay_within_the_bound(seed: int) -> None:

@@ -197,6 +197,11 @@ def test_the_twin_multiplies_every_connection_once() -> None:
     assert twin["figure"]["value_pj"] == 4.6
 
 
+def test_a_folded_pool_does_not_swell_the_twin() -> None:
+    rows = [_row("readout", dense=10_240, ann_macs=640)]
+    assert ann_twin(OperationCount(rows, 1, 1))["macs"] == 640
+
+
 # --- target files --------------------------------------------------------------------------
 
 

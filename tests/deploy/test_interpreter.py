@@ -126,10 +126,10 @@ def test_neurons_follow_their_equations(kind: type, seed: int) -> None:
     scale = 1e3 if kind in (nir.I, nir.IF) else 1  # without tau, r is a rate
     drive = rng.normal(1, 2, (30, 2, size)) * scale * 0.3
     op = kind(**values)
-    out, _ = run(view((size,), {"neuron": op}, dt=1e-3), drive, dtype=np.float64)
+    out, _ = run(view((size,), {"neuron": op}, dt=DT), drive, dtype=np.float64)
     for sample in range(2):
         for index in range(size):
-            expected = _loop(op, drive[:, sample, index].tolist(), 1e-3, index)
+            expected = _loop(op, drive[:, sample, index].tolist(), DT, index)
             np.testing.assert_allclose(out[:, sample, index], expected, rtol=1e-11, atol=1e-12)
     if "v_threshold" in values:
         assert 0.02 < out.mean() < 0.9

@@ -226,6 +226,13 @@ def test_a_neuron_that_feeds_itself() -> None:
     assert late == {"input->lif": 0, "lif->lif": 1}
 
 
+def test_a_delayed_edge_behind_a_folded_node() -> None:
+    edges = [("input", "lif"), ("lif", "scale"), ("scale", "lif"), ("lif", "output")]
+    nodes = {"lif": lif(2), "scale": nir.Scale(full(2, 0.5))}
+    graph = resolve(network((2,), nodes, edges, (2,)))
+    assert _summary(graph)[1] == ("lif->lif", "identity", "lif", "lif", True)
+
+
 def test_a_delay_hands_events_on() -> None:
     nodes = {"lif": lif(2), "late": nir.Delay(full(2, DT)), "fc": nir.Linear(full((3, 2), 1))}
     assert _summary(view((2,), nodes))[-1] == ("fc", "linear", "late", "fc", False)

@@ -1,5 +1,6 @@
 """Students as NIR graphs: what is folded, what is kept, what is refused."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -14,8 +15,8 @@ from torch import nn
 from tser import __version__
 from tser.config import NeuronConfig, StudentConfig
 from tser.data import load_data
-from tser.deploy.interpreter import decay, run
-from tser.export.graph import resolve
+from tser.deploy.interpreter import run
+from tser.export.graph import decay, resolve
 from tser.export.lower import ExportError, lower
 from tser.neurons import LIF
 from tser.students import Residual, Spiking, Student, build_student, make_neuron
@@ -141,7 +142,7 @@ def test_tau_gives_the_decay_of_the_neuron_or_the_nearest() -> None:
             for _ in range(4):
                 step = np.nextafter(step, direction)
                 around.append(step)
-        misses = np.abs(decay(dt, np.array(around), np.dtype(np.float32)) - factor)
+        misses = np.abs(decay(dt, np.array(around)).astype(np.float32) - factor)
         assert misses[0] == misses.min()
         assert misses[0] <= np.spacing(factor)
         assert abs(stored - tau) <= 3e-7 * tau
@@ -150,10 +151,10 @@ def test_tau_gives_the_decay_of_the_neuron_or_the_nearest() -> None:
 
 
 def test_tau_is_exact_where_the_ratio_is() -> None:
-    for shift in range(6):
-        neuron = _lif(dt=2.0**-10, tau_mem=2.0 ** (shift - 10))
+    for shift, dt in itertools.product(range(6), (2.0**-10, 1e-3, 1e-4)):
+        neuron = _lif(dt=dt, tau_mem=dt * 2.0**shift)
         op = lower(_student(("lif", neuron))).graph.nodes["lif"]
-        assert (decay(neuron.dt, op.tau, np.dtype(np.float32)) == 2.0**-shift).all()
+        assert (decay(neuron.dt, op.tau).astype(np.float32) == 2.0**-shift).all()
 
 
 # --- structure -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 from tests.graphs import conv, dyadic, lif, network, pool
 from tser.errors import InputFileError
+from tser.export import nir_file
 from tser.export.graph import resolve
 from tser.export.nir_file import digest, flatten, read_nir, write_nir
 
@@ -358,6 +359,16 @@ def test_a_hostile_file(
     with h5py.File(path, "w") as file:
         make(file)
     assert HOSTILE[make] in _refused(path)
+
+
+def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 MB that the machine could well give: a hundred of them are a machine's end."""
+    monkeypatch.setattr(nir_file, "MEMORY_LIMIT", 400 * 2**20)
+    path = tmp_path / "large.nir"
+    with h5py.File(path, "w") as file:
+        _single_node(file)
+        file.create_dataset("node/bias", (2**27,), np.float32, chunks=(2**16,))
+    assert "more memory" in _refused(path)
 
 
 def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_every_epoch_has_one_row(whole: Run) -> None:
     validation = len(load_data("digits").val)
     for row in found:
         is_student = row["phase"] == "student"
-        assert set(row) == common | ({"ce", "kl", "entropy"} if is_student else set())
+        assert set(row) == common | ({"ce", "kl", "entropy", "self_kl"} if is_student else set())
         assert len(row["val_accuracy"]) == (3 if is_student else 1)
         for accuracy in row["val_accuracy"]:
             assert 0 <= accuracy <= 1

@@ -74,9 +74,12 @@ def expected_parts(
         kl = tau**2 * mean([divergence(teacher[b], averaged[b], tau) for b in samples])
     at = tau if config.entropy_at == "temperature" else 1.0
     spread = mean([entropy(logits[t][b], at) for t, b in pairs])
+    own = 0.0
+    if config.self_weight:
+        own = tau**2 * mean([divergence(averaged[b], logits[t][b], tau) for t, b in pairs])
     share = 1 - config.alpha if config.weighting == "convex" else 1.0
-    total = share * ce + config.alpha * kl - config.gamma * spread
-    return {"total": total, "ce": ce, "kl": kl, "entropy": spread}
+    total = share * ce + config.alpha * kl - config.gamma * spread + config.self_weight * own
+    return {"total": total, "ce": ce, "kl": kl, "entropy": spread, "self_kl": own}
 
 
 def some_case(
@@ -104,6 +107,7 @@ def some_config(**changes: Any) -> LossConfig:
     spread=st.floats(0.0, 20.0),
     alpha=st.floats(0.0, 1.0),
     gamma=st.floats(0.0, 2.0),
+    self_weight=st.sampled_from([0.0, 0.5, 2.0]),
     temperature=st.floats(0.5, 8.0),
 )
 def test_every_part_is_the_formula(
@@ -116,6 +120,7 @@ def test_every_part_is_the_formula(
     spread: float,
     alpha: float,
     gamma: float,
+    self_weight: float,
     temperature: float,
 ) -> None:
     logits, labels, teacher = some_case(seed, *shape, spread=spread)
@@ -126,6 +131,7 @@ def test_every_part_is_the_formula(
         entropy_at=entropy_at,
         alpha=alpha,
         gamma=gamma,
+        self_weight=self_weight,
         temperature=temperature,
     )
     wanted = expected_parts(logits.tolist(), labels.tolist(), teacher.tolist(), config)
@@ -210,6 +216,30 @@ def test_extreme_logits_stay_finite_in_float32(kl: Any) -> None:
     assert all(math.isfinite(value) for value in parts.as_floats().values())
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+# --- self-distillation ---------------------------------------------------------------------
+
+
+def test_the_mean_of_the_steps_is_a_target_and_passes_no_gradient() -> None:
+    logits, labels, _ = some_case(1)
+    config = some_config(kl="none", gamma=0.0, self_weight=1.0)
+    leaf = logits.clone().requires_grad_()
+    part = tser_loss(leaf, labels, None, config).self_kl
+    (found,) = torch.autograd.grad(part, leaf)
+    steps, batch, _ = logits.shape
+    # d/dz of tau^2 KL(p || softmax(z / tau)) with p held still is tau (q - p).
+    target = torch.softmax(logits.mean(0) / config.temperature, -1)
+    q = torch.softmax(logits / config.temperature, -1)
+    wanted = config.temperature * (q - target) / (steps * batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_that_agree_have_nothing_to_learn_from_their_mean() -> None:
+    logits, labels, _ = some_case(2)
+    same = logits[:1].expand(4, -1, -1)
+    parts = tser_loss(same, labels, None, some_config(kl="none", self_weight=1.0))
+    assert float(parts.self_kl) == pytest.approx(0.0, abs=1e-12)
 
 
 # --- gradients -----------------------------------------------------------------------------

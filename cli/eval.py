@@ -32,10 +32,23 @@ def evaluate(
     if as_json:
         show_json(result)
         return
-    rows = [[f"t = {t}", percent(a)] for t, a in enumerate(result["accuracy"], 1)]
+    pairs = zip(result["accuracy"], result["calibration_error"], strict=True)
+    rows = [[f"t = {t}", percent(a), percent(e)] for t, (a, e) in enumerate(pairs, 1)]
     if result["teacher_accuracy"] is not None:
-        rows = [["teacher (ANN)", percent(result["teacher_accuracy"])], *rows]
-    show_table(f"{result['data']}: {result['samples']} test images", ["after", "accuracy"], rows)
+        rows = [["teacher (ANN)", percent(result["teacher_accuracy"]), ""], *rows]
+    show_table(
+        f"{result['data']}: {result['samples']} test images",
+        ["after", "accuracy", "calibration error"],
+        rows,
+    )
+    show_table(
+        "Early exit: stop once the confidence reaches a threshold",
+        ["threshold", "accuracy", "mean steps"],
+        [
+            [f"{point['threshold']:g}", percent(point["accuracy"]), f"{point['mean_steps']:.2f}"]
+            for point in result["early_exit"]
+        ],
+    )
     show_table(
         "Firing rate [spikes a neuron and step]",
         ["layer", "neurons", "rate"],

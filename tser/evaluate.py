@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from tser.checkpoints import load_run_data, load_student, load_weights
 from tser.data import ImageData
-from tser.metrics import correct_per_step
+from tser.metrics import Confidence, correct_per_step
 from tser.neurons import LIF
 from tser.runs import Run
 from tser.students import Student
 from tser.teachers import build_teacher
 
 BATCH = 256
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+"""Confidences at which the early exit is tried."""
 
 
 def evaluate(run: Run, root: Path | None = None, batch_size: int = BATCH) -> dict[str, Any]:
@@ -28,15 +31,19 @@ def evaluate(run: Run, root: Path | None = None, batch_size: int = BATCH) -> dic
         batch_size: images at a time.
 
     Returns:
-        Plain values, ready for JSON: ``accuracy`` (one entry a step), ``teacher_accuracy``,
-        ``layers`` (firing rate [spikes a neuron and step], overall and per step).
+        Plain values, ready for JSON: ``accuracy`` and ``calibration_error`` (one entry a step),
+        ``early_exit`` (threshold, accuracy, mean steps), ``teacher_accuracy``, ``layers``
+        (firing rate [spikes a neuron and step], overall and per step).
     """
     data = load_run_data(run, root)
     student = load_student(run, data)
     correct = torch.zeros(student.timesteps, dtype=torch.int64)
     rates = _FiringRates(student)
+    confidence = Confidence(student.timesteps, THRESHOLDS)
     for images, labels in _batches(data, batch_size):
-        correct += correct_per_step(student(images), labels)
+        logits = student(images)
+        correct += correct_per_step(logits, labels)
+        confidence.update(logits, labels)
     return {
         "schema_version": 1,
         "run": str(run.path),
@@ -45,6 +52,8 @@ def evaluate(run: Run, root: Path | None = None, batch_size: int = BATCH) -> dic
         "samples": len(data.test),
         "timesteps": student.timesteps,
         "accuracy": [int(n) / len(data.test) for n in correct],
+        "calibration_error": confidence.calibration_error(),
+        "early_exit": [asdict(point) for point in confidence.exits()],
         "teacher_accuracy": _teacher_accuracy(run, data, batch_size),
         "layers": rates.result(),
     }

@@ -1,11 +1,13 @@
 """Predictions and right answers after every step, against loops over plain numbers."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tser.metrics import correct_per_step, predictions_per_step
+from tser.metrics import Confidence, correct_per_step, predictions_per_step
 
 CASES = {
     "seed": st.integers(0, 2**31),
@@ -63,3 +65,72 @@ def test_other_float_types(dtype: torch.dtype) -> None:
 
 def test_an_empty_batch_has_no_right_answers() -> None:
     assert correct_per_step(torch.zeros(3, 0, 4), torch.zeros(0).long()).tolist() == [0, 0, 0]
+
+
+# --- confidence ----------------------------------------------------------------------------
+
+
+def _confidence(row: list[float]) -> tuple[float, int]:
+    powers = [math.exp(value - max(row)) for value in row]
+    best = max(range(len(row)), key=lambda k: powers[k])
+    return powers[best] / math.fsum(powers), best
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(2, 4)),
+    bins=st.integers(1, 7),
+    parts=st.integers(1, 3),
+)
+def test_calibration_and_early_exit_against_loops(
+    seed: int, shape: tuple[int, int, int], bins: int, parts: int
+) -> None:
+    steps, batch, classes = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (batch,), generator=generator)
+    thresholds = (0.4, 0.6, 0.9)
+    found = Confidence(steps, thresholds, bins)
+    for part, answer in zip(logits.chunk(parts, 1), labels.chunk(parts), strict=True):
+        found.update(part, answer)
+    assert found.samples == batch
+    sure = [
+        [
+            _confidence(
+                [math.fsum(logits[: t + 1, b, k].tolist()) / (t + 1) for k in range(classes)]
+            )
+            for b in range(batch)
+        ]
+        for t in range(steps)
+    ]
+    for t in range(steps):
+        members: dict[int, list[tuple[float, bool]]] = {}
+        for b in range(batch):
+            value, best = sure[t][b]
+            members.setdefault(min(int(value * bins), bins - 1), []).append(
+                (value, best == int(labels[b]))
+            )
+        error = math.fsum(
+            abs(sum(right for _, right in group) - math.fsum(value for value, _ in group))
+            for group in members.values()
+        )
+        assert found.calibration_error()[t] == pytest.approx(error / batch, abs=1e-12)
+    for point in found.exits():
+        stops = [
+            next((t for t in range(steps) if sure[t][b][0] >= point.threshold), steps - 1)
+            for b in range(batch)
+        ]
+        right = [sure[stops[b]][b][1] == int(labels[b]) for b in range(batch)]
+        assert point.accuracy == pytest.approx(sum(right) / batch)
+        assert point.mean_steps == pytest.approx(sum(stop + 1 for stop in stops) / batch)
+
+
+def test_a_network_that_is_always_sure_and_right_is_calibrated_and_stops_at_once() -> None:
+    logits = torch.zeros(3, 4, 2)
+    logits[..., 1] = 100.0
+    found = Confidence(3, (0.99,))
+    found.update(logits, torch.ones(4, dtype=torch.int64))
+    assert found.calibration_error() == pytest.approx([0.0] * 3, abs=1e-12)
+    (point,) = found.exits()
+    assert (point.accuracy, point.mean_steps) == (1.0, 1.0)

@@ -18,8 +18,8 @@ from tser.deploy.interpreter import run
 from tser.errors import InputFileError
 from tser.export.graph import Graph
 from tser.export.onnx_file import model_metadata
+from tser.layers import Student
 from tser.neurons import LIF
-from tser.students import Student
 
 Array = NDArray[Any]
 

@@ -16,8 +16,8 @@ from tser import __version__
 from tser.data import ImageData
 from tser.errors import TserError
 from tser.export.shapes import SHAPE_RULES, Shape
+from tser.layers import Residual, Spiking, Student
 from tser.neurons import LIF
-from tser.students import Residual, Spiking, Student
 
 Signal = Literal["image", "spikes", "current"]
 

@@ -13,9 +13,10 @@ from torch import nn
 from tser.data import ImageData, load_data
 from tser.errors import InputFileError
 from tser.files import atomic_path
+from tser.layers import Student
 from tser.neurons import LIF
 from tser.runs import Run
-from tser.students import Student, build_student
+from tser.students import build_student
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -63,12 +63,17 @@ class TeacherConfig(_Section):
 class StudentConfig(_Section):
     """The spiking student."""
 
+    arch: Literal["convnet", "resnet18", "resnet19", "resnet34", "vgg11", "vgg16"] = "convnet"
+    """Architecture."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers of a ResNet: 3x3 at full size, or 7x7 with stride 2 and a pool."""
     timesteps: int = Field(4, ge=1)
     """T, the number of time steps."""
     width: int = Field(32, ge=1)
     """Channels of the first stage."""
     stages: int = Field(2, ge=1)
-    """Residual blocks; each after the first halves the image and doubles the channels."""
+    """Residual blocks of the convnet; each after the first halves the image and doubles the
+    channels."""
 
 
 class NeuronConfig(_Section):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tser.checkpoints import load_run_data, load_student, load_weights
 from tser.data import ImageData
+from tser.layers import Student
 from tser.metrics import Confidence, correct_per_step
 from tser.neurons import LIF
 from tser.runs import Run
-from tser.students import Student
 from tser.teachers import build_teacher
 
 BATCH = 256

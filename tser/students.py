@@ -7,84 +7,135 @@ following synapse absorbs, and batch norm follows a convolution that absorbs it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from norse.torch.functional.lif_box import LIFBoxParameters
-from torch import Tensor, nn
+from torch import nn
 
 from tser.config import NeuronConfig, StudentConfig
 from tser.errors import UsageError
+from tser.layers import Residual, Spiking, Student
 from tser.neurons import LIF
 
+Shape = tuple[int, int, int]
 
-class Spiking(nn.Module):
-    """Layers in order over ``[T, B, ...]``; neurons see time, other layers ``[T*B, ...]``.
 
-    The leading dimension is 1 for as long as nothing depends on time: with a static image the
-    part before the first neuron is computed once, not T times.
+@dataclass
+class Plan:
+    """A student being put together, layer by layer.
+
+    Attributes:
+        neuron: parameters of every LIF layer.
+        shape: (C, H, W) behind the last layer.
+        layers: so far, by name.
     """
 
-    def __init__(self, layers: Iterable[tuple[str, nn.Module]]) -> None:
-        super().__init__()
-        for name, layer in layers:
-            self.add_module(name, layer)
+    neuron: NeuronConfig
+    shape: Shape
+    layers: list[tuple[str, nn.Module]]
 
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
-        """Run ``x`` ``[T or 1, B, ...]`` through the layers; returns ``[T or 1, B, ...]``."""
-        for layer in self.children():
-            if isinstance(layer, LIF | Spiking | Residual):
-                x = layer(x, timesteps)
-            else:
-                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return x
+    def conv(self, name: str, channels: int, kernel: int = 3, stride: int = 1) -> None:
+        """Convolution, batch norm and neurons."""
+        inputs, height, width = self.shape
+        self.layers += [
+            (f"{name}_conv", _conv(inputs, channels, kernel, stride)),
+            (f"{name}_bn", nn.BatchNorm2d(channels)),
+            (f"{name}_lif", make_neuron(self.neuron)),
+        ]
+        self.shape = channels, -(-height // stride), -(-width // stride)
 
+    def block(self, name: str, channels: int, stride: int) -> None:
+        """A basic residual block: two 3x3 convolutions and a shortcut."""
+        inputs, height, width = self.shape
+        self.layers.append((name, _block(inputs, channels, stride, self.neuron)))
+        self.shape = channels, -(-height // stride), -(-width // stride)
 
-class Residual(nn.Module):
-    """Two branches whose *currents* are summed into one layer of neurons.
+    def pool(self, name: str, size: int | None = None) -> None:
+        """Average over windows of ``size``, or over the whole map."""
+        channels, height, width = self.shape
+        window = (size, size) if size else (height, width)
+        self.layers.append((name, nn.AvgPool2d(window)))
+        self.shape = channels, height // window[0], width // window[1]
 
-    Args:
-        main: layers from the block's input to a current.
-        shortcut: the same for the second branch; empty passes the input spikes as current.
-        neuron: fires on the sum of both.
-    """
+    def head(self, num_classes: int, hidden: int = 0) -> None:
+        """Flatten and read out, with a layer of ``hidden`` neurons between if there are any.
 
-    def __init__(self, main: Spiking, shortcut: Spiking, neuron: LIF) -> None:
-        super().__init__()
-        self.main, self.shortcut, self.neuron = main, shortcut, neuron
-
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
-        """Spikes ``[T, B, ...]`` for input ``x`` ``[T or 1, B, ...]``."""
-        spikes: Tensor = self.neuron(
-            self.main(x, timesteps) + self.shortcut(x, timesteps), timesteps
-        )
-        return spikes
-
-
-class Student(nn.Module):
-    """A spiking network from images to logits at every step.
-
-    Args:
-        layers: from the image to one logit a class.
-        timesteps: T.
-        input_shape: (C, H, W) of one image.
-    """
-
-    def __init__(self, layers: Spiking, timesteps: int, input_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.layers, self.timesteps, self.input_shape = layers, timesteps, input_shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of every step.
-
-        Args:
-            x: normalised images, ``[B, C, H, W]`` (the same at every step, "direct coding").
-
-        Returns:
-            ``[T, B, K]``.
+        Its batch norm is our choice: pooled rates are too small a current to fire without it.
         """
-        logits: Tensor = self.layers(x.unsqueeze(0), self.timesteps)
-        return logits.expand(self.timesteps, *logits.shape[1:])
+        features = self.shape[0] * self.shape[1] * self.shape[2]
+        self.layers.append(("flatten", nn.Flatten()))
+        if hidden:
+            self.layers += [
+                ("hidden", nn.Linear(features, hidden, bias=False)),
+                ("hidden_bn", nn.BatchNorm1d(hidden)),
+                ("hidden_lif", make_neuron(self.neuron)),
+            ]
+        self.layers.append(("readout", nn.Linear(hidden or features, num_classes)))
+
+
+Architecture = Callable[[Plan, StudentConfig, int], None]
+
+
+def _convnet(plan: Plan, config: StudentConfig, num_classes: int) -> None:
+    """Stem and ``stages`` residual blocks; each after the first halves the map."""
+    plan.conv("stem", config.width)
+    for stage in range(config.stages):
+        plan.block(f"block{stage + 1}", config.width * 2**stage, 1 if stage == 0 else 2)
+    plan.pool("pool")
+    plan.head(num_classes)
+
+
+def _resnet(blocks: tuple[int, ...], hidden: int = 0) -> Architecture:
+    """He et al., CVPR 2016, basic blocks, with the CIFAR or the ImageNet stem."""
+
+    def build(plan: Plan, config: StudentConfig, num_classes: int) -> None:
+        if config.stem == "imagenet":
+            plan.conv("stem", config.width, kernel=7, stride=2)
+            plan.pool("stem_pool", 2)  # torchvision has an overlapping max-pool here
+        else:
+            plan.conv("stem", config.width)
+        for stage, count in enumerate(blocks):
+            for number in range(count):
+                stride = 2 if stage and not number else 1
+                name = f"stage{stage + 1}_block{number + 1}"
+                plan.block(name, config.width * 2**stage, stride)
+        plan.pool("pool")
+        plan.head(num_classes, hidden * config.width // 128)
+
+    return build
+
+
+def _vgg(*stages: int) -> Architecture:
+    """Simonyan & Zisserman, ICLR 2015, with batch norm and average pools, one linear layer."""
+
+    def build(plan: Plan, config: StudentConfig, num_classes: int) -> None:
+        for stage, count in enumerate(stages):
+            for number in range(count):
+                plan.conv(f"conv{stage + 1}_{number + 1}", config.width * min(2**stage, 8))
+            plan.pool(f"pool{stage + 1}", 2)
+        if plan.shape[1:] != (1, 1):
+            plan.pool("pool")
+        plan.head(num_classes)
+
+    return build
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "convnet": _convnet,
+    "resnet18": _resnet((2, 2, 2, 2)),
+    # The form of the SNN papers: three stages from 128 channels, 256 hidden neurons
+    # (Zheng et al., AAAI 2021); width 128.
+    "resnet19": _resnet((3, 3, 2), hidden=256),
+    "resnet34": _resnet((3, 4, 6, 3)),
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+}
+"""Name -> function that plans the layers."""
+
+HALVINGS = {"resnet18": 3, "resnet19": 2, "resnet34": 3, "vgg11": 5, "vgg16": 5}
+"""How often each architecture halves the map (one and a half more with the ImageNet stem)."""
 
 
 def make_neuron(config: NeuronConfig) -> LIF:
@@ -103,44 +154,30 @@ def make_neuron(config: NeuronConfig) -> LIF:
 def build_student(
     config: StudentConfig,
     neuron: NeuronConfig,
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     num_classes: int,
 ) -> Student:
-    """The small residual convnet: stem, residual stages, average pool, linear read-out.
+    """The student as configured, with fresh weights.
 
     Args:
-        config: T, width and number of stages.
+        config: architecture, T, width and so on.
         neuron: parameters of every LIF layer.
         input_shape: (C, H, W) of one image.
         num_classes: K.
 
     Raises:
-        UsageError: the image is too small for so many stages.
+        UsageError: the image is too small for the architecture.
     """
-    channels, height, width = input_shape
-    if min(height, width) < 2 ** (config.stages - 1):
+    halvings = HALVINGS.get(config.arch, config.stages - 1) + 2 * (config.stem == "imagenet")
+    if min(input_shape[1:]) < 2**halvings:
         raise UsageError(
-            f"student.stages = {config.stages} halves a {height}x{width} image to nothing; "
-            "use fewer stages"
+            f"the student {config.arch!r} halves a {input_shape[1]}x{input_shape[2]} image "
+            f"{halvings} times, which leaves nothing; use larger images, fewer student.stages or "
+            "another student.arch"
         )
-    features = config.width
-    layers: list[tuple[str, nn.Module]] = [
-        ("stem_conv", _conv(channels, features, 3)),
-        ("stem_bn", nn.BatchNorm2d(features)),
-        ("stem_lif", make_neuron(neuron)),
-    ]
-    for stage in range(config.stages):
-        stride = 1 if stage == 0 else 2
-        out = features * stride
-        layers.append((f"block{stage + 1}", _block(features, out, stride, neuron)))
-        features = out
-        height, width = -(-height // stride), -(-width // stride)
-    layers += [
-        ("pool", nn.AvgPool2d((height, width))),
-        ("flatten", nn.Flatten()),
-        ("readout", nn.Linear(features, num_classes)),
-    ]
-    student = Student(Spiking(layers), config.timesteps, input_shape)
+    plan = Plan(neuron, input_shape, [])
+    ARCHITECTURES[config.arch](plan, config, num_classes)
+    student = Student(Spiking(plan.layers), config.timesteps, input_shape)
     _initialise(student, neuron)
     return student
 
@@ -175,5 +212,5 @@ def _initialise(student: Student, neuron: NeuronConfig) -> None:
     for module in student.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.constant_(module.weight, gain)

@@ -21,7 +21,8 @@ from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower
 from tser.export.onnx_file import compile_onnx
-from tser.students import Student, build_student
+from tser.layers import Student
+from tser.students import build_student
 
 T = 5
 SIZES = {"fc1": (12, 24), "fc2": (24, 24), "fc3": (24, 4)}

@@ -18,8 +18,9 @@ from tser.data import load_data
 from tser.deploy.interpreter import run
 from tser.export.graph import decay, resolve
 from tser.export.lower import ExportError, lower
+from tser.layers import Residual, Spiking, Student
 from tser.neurons import LIF
-from tser.students import Residual, Spiking, Student, build_student, make_neuron
+from tser.students import build_student, make_neuron
 
 DATA = load_data("digits")
 

@@ -38,12 +38,14 @@ def _sentence(results: Results) -> str:
     config = results.config
     student, neuron, teacher = config.student, config.neuron, config.teacher
     given = f"the teacher {teacher.path}" if teacher.path else "a convolutional ANN teacher"
-    blocks = "block" if student.stages == 1 else "blocks"
+    how = f"distilled from {given}" if config.loss.kl != "none" else "trained without a teacher"
+    shape: str = student.arch
+    if shape == "convnet":
+        shape += f" of {student.stages} residual block{'s' * (student.stages != 1)}"
     return (
-        f"A spiking student with {student.stages} residual {blocks} and {student.width} channels "
-        f"in the first, T = {student.timesteps} time steps of {1e3 * neuron.dt:g}{NBSP}ms and LIF "
-        f"neurons with a time constant of {1e3 * neuron.tau_mem:g}{NBSP}ms, distilled from "
-        f"{given} on {config.data.name}."
+        f"A spiking student ({shape}, {student.width} channels in the first layer) with T = "
+        f"{student.timesteps} time steps of {1e3 * neuron.dt:g}{NBSP}ms and LIF neurons with a "
+        f"time constant of {1e3 * neuron.tau_mem:g}{NBSP}ms, {how} on {config.data.name}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tser.config import LossConfig
 from tser.deploy.charts import Line, line_chart, rate_chart
 from tser.deploy.report_blocks import (
     Chart,
@@ -110,12 +111,8 @@ def learning(results: Results) -> Section:
         note = Note("There is no log of the training (metrics.jsonl) in the run folder.")
         return Section("learning", title, (note,))
     loss = results.config.loss
-    ce = f"(1 − {loss.alpha:g}) CE" if loss.weighting == "convex" else "CE"
-    total = f"{ce} + {loss.alpha:g} KL − {loss.gamma:g} H"
     text = Text(
-        f"The loss of the student is {total}: CE is the cross-entropy ({loss.ce}), KL the "
-        f"divergence from the teacher ({loss.kl}, temperature {loss.temperature:g}) and H the "
-        f"entropy of the student's predictions. The weights of the last epoch, "
+        f"The loss of the student is {_loss_in_words(loss)}. The weights of the last epoch, "
         f"{student[-1].epoch} of {results.config.train.epochs}, are the ones that are reported; "
         "no epoch was picked by its accuracy."
     )
@@ -126,6 +123,25 @@ def learning(results: Results) -> Section:
         )
     )
     return Section("learning", title, (text, charts, _last_epochs(student, teacher)))
+
+
+def _loss_in_words(loss: LossConfig) -> str:
+    """The formula with its weights, then what each term is; terms of weight 0 are left out."""
+    convex = loss.weighting == "convex" and loss.alpha
+    formula = f"(1 − {loss.alpha:g}) CE" if convex else "CE"
+    terms = [f"CE is the cross-entropy ({loss.ce})"]
+    if loss.kl != "none" and loss.alpha:
+        formula += f" + {loss.alpha:g} KL"
+        terms.append(
+            f"KL the divergence from the teacher ({loss.kl}, temperature {loss.temperature:g})"
+        )
+    if loss.gamma:
+        formula += f" − {loss.gamma:g} H"
+        terms.append("H the entropy of the student's predictions")
+    if loss.self_weight:
+        formula += f" + {loss.self_weight:g} S"
+        terms.append("S the divergence of the steps from their own mean")
+    return f"{formula}: {', '.join(terms)}"
 
 
 def _loss_chart(student: list[Epoch], teacher: list[Epoch]) -> str:

@@ -50,10 +50,14 @@ class DataConfig(_Section):
 class TeacherConfig(_Section):
     """The ANN teacher."""
 
+    arch: Literal["convnet", "resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16_bn"] = "convnet"
+    """A small CNN of our own, or a network of torchvision."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers (VGG: last layers) of torchvision's networks, for small or large images."""
     path: str = ""
     """Weights of a trained teacher (.safetensors) of this shape; empty: train one."""
     width: int = Field(32, ge=1)
-    """Channels of the first stage."""
+    """Channels of the first stage of the convnet."""
     epochs: int = Field(30, ge=1)
     """Training epochs when no weights are given."""
     lr: Rate = 0.1

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from tser.data.cifar import load_cifar10, load_cifar100
 from tser.data.digits import load_digits
 from tser.data.fashion_mnist import load_fashion_mnist
 from tser.data.images import ImageData, Split, make_image_data
+from tser.data.mnist import load_mnist
 from tser.data.stratify import stratified_take
 from tser.errors import UsageError
 
@@ -17,6 +19,9 @@ __all__ = ["DATASETS", "ImageData", "Split", "load_data"]
 DATASETS: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "mnist": load_mnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
 }
 
 

@@ -5,23 +5,21 @@ four bytes per dimension) followed by the bytes of the array. torchvision's read
 header; here it is first held against the bytes that are there.
 """
 
-import gzip
+import hashlib
 import importlib
 import math
 import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tser.errors import InputFileError, UsageError
+from tser.data.packed import REMEDY, chunks, unpack
+from tser.errors import InputFileError
 from tser.torchvision_ops import ensure_torchvision
 
-_CHUNK = 1 << 20
 _LARGEST = 1 << 30  # bytes: twenty times Fashion-MNIST's largest file
-_REMEDY = "replace it with a fresh copy"
 
 
 def read_images(path: Path, scratch: Path) -> Tensor:
@@ -45,6 +43,14 @@ def read_labels(path: Path, scratch: Path) -> Tensor:
     return labels
 
 
+def content_md5(array: Tensor) -> str:
+    """MD5 of the idx file, not packed, that holds ``array`` (values 0..255, any shape)."""
+    head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    digest = hashlib.md5(head, usedforsecurity=False)
+    digest.update(array.to(torch.uint8).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _reader() -> Any:
     ensure_torchvision()
     return importlib.import_module("torchvision.datasets.mnist")
@@ -56,10 +62,10 @@ def _checked(path: Path, dimensions: int, scratch: Path) -> Path:
     expected = 4 * (dimensions + 1) + math.prod(head)
     if math.prod(head) == 0 or expected > _LARGEST:
         shape = " x ".join(f"{size:,}" for size in head)
-        raise InputFileError(f"{path} announces {shape} values, which cannot be; {_REMEDY}")
+        raise InputFileError(f"{path} announces {shape} values, which cannot be; {REMEDY}")
     if path.suffix == ".gz":
         plain = scratch / path.stem
-        found = _unpack(path, plain, limit=expected)
+        found = unpack(path, plain, limit=expected)
     else:
         plain, found = path, path.stat().st_size
     if found != expected:
@@ -67,7 +73,7 @@ def _checked(path: Path, dimensions: int, scratch: Path) -> Path:
         holds = f"{found:,}" if found < expected else "more"
         raise InputFileError(
             f"{path} {fault}: its header announces {expected:,} bytes but it holds {holds}; "
-            f"{_REMEDY}"
+            f"{REMEDY}"
         )
     return plain
 
@@ -75,43 +81,14 @@ def _checked(path: Path, dimensions: int, scratch: Path) -> Path:
 def _header(path: Path, dimensions: int) -> tuple[int, ...]:
     """The size of each dimension, after a check of the magic number."""
     length = 4 * (dimensions + 1)
-    head = next(_chunks(path, length), b"")
+    head = next(chunks(path, length), b"")
     magic = bytes((0, 0, 8, dimensions))
     if head[:4] != magic:
         kind = "images" if dimensions == 3 else "labels"
         raise InputFileError(
             f"{path} is not an idx file of {kind}: it begins with {head[:4].hex() or 'nothing'}, "
-            f"not {magic.hex()}; {_REMEDY}"
+            f"not {magic.hex()}; {REMEDY}"
         )
     if len(head) < length:
-        raise InputFileError(f"{path} is cut short inside its header; {_REMEDY}")
+        raise InputFileError(f"{path} is cut short inside its header; {REMEDY}")
     return struct.unpack(f">{dimensions}I", head[4:])
-
-
-def _unpack(path: Path, target: Path, limit: int) -> int:
-    """Unpack ``path`` into ``target``; stop after ``limit`` bytes, return how many there were."""
-    written = 0
-    try:
-        with target.open("wb") as file:
-            for chunk in _chunks(path, _CHUNK):
-                written += file.write(chunk)
-                if written > limit:
-                    break
-    except OSError as error:
-        raise UsageError(
-            f"cannot unpack {path} into {target.parent}: {error.strerror}; "
-            "make room there or set TMPDIR to a folder with 60 MB free"
-        ) from error
-    return written
-
-
-def _chunks(path: Path, size: int) -> Iterator[bytes]:
-    """The content of ``path``, unpacked if it ends in ``.gz``, ``size`` bytes at a time."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while chunk := file.read(size):
-                yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputFileError(f"{path} is damaged or cut short ({error}); {_REMEDY}") from error
-    except OSError as error:
-        raise InputFileError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error

@@ -36,7 +36,7 @@ class DataConfig(_Section):
     """Which images, and how they are augmented."""
 
     name: str = "digits"
-    """A data set known to tser."""
+    """A data set known to tser, or the path of an ``.npz`` file."""
     root: str = ""
     """Folder to look in; empty: the usual places."""
     limit_train: int = Field(0, ge=0)

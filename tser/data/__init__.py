@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tser.data.array_file import SUFFIX, load_array_file
 from tser.data.cifar import load_cifar10, load_cifar100
 from tser.data.digits import load_digits
 from tser.data.fashion_mnist import load_fashion_mnist
@@ -29,9 +30,10 @@ def load_data(name: str, root: Path | None = None, *, limit_train: int | None = 
     """The data set called ``name``, in memory.
 
     Args:
-        name: a key of `DATASETS`.
-        root: the only folder to look for its files; None for the usual places. A set that is
-            part of the package has no files to look for and ignores it.
+        name: a key of `DATASETS`, or the path of a ``.npz`` file (`tser.data.array_file`).
+        root: the only folder to look for its files; None for the usual places, and for a path
+            the working directory. A set that is part of the package has no files to look for
+            and ignores it.
         limit_train: keep this many training images, the first of each class in its share; the
             mean and the standard deviation are then those of what is kept. None for all.
 
@@ -39,11 +41,17 @@ def load_data(name: str, root: Path | None = None, *, limit_train: int | None = 
         UsageError: no such name, no such data, or ``limit_train`` out of its range.
         InputFileError: a file of the set is damaged.
     """
-    if name not in DATASETS:
+    if name.endswith(SUFFIX):
+        data = load_array_file(name, root)
+    elif name in DATASETS:
+        data = DATASETS[name](root)
+    else:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"unknown data set {name!r}; {hint}known are {', '.join(DATASETS)}")
-    data = DATASETS[name](root)
+        raise UsageError(
+            f"unknown data set {name!r}; {hint}known are {', '.join(DATASETS)} and the path of "
+            "a .npz file"
+        )
     if limit_train is None:
         return data
     if not 1 <= limit_train <= len(data.train):

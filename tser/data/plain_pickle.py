@@ -7,6 +7,7 @@ refused. So the worst a file can do is to hold other data than it should.
 """
 
 import pickletools
+import warnings
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 _CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES: Final = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINSTRING SHORT_BINSTRING BINUNICODE".split()
+    ["BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE"]
 )
 _TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NAMES: Final = {
@@ -24,6 +25,10 @@ _NAMES: Final = {
     "numpy dtype": "dtype",
     "_codecs encode": "encode",  # how Python 3 writes bytes in this protocol
 }
+
+
+class _Refused(ValueError):
+    """Why a file is not of the kind that is read here."""
 
 
 class _Name(str):
@@ -50,8 +55,12 @@ def read_dictionary(content: bytes) -> dict[str, Any]:
         ValueError: it is damaged or holds anything that CIFAR's files do not.
     """
     try:
-        value = _carry_out(content)
-    except (LookupError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools may wonder about a damaged name
+            value = _carry_out(content)
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
+    except (ValueError, LookupError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError("its pickle is damaged") from error
     if not isinstance(value, dict):
         raise ValueError("its pickle is not a dictionary")
@@ -87,15 +96,15 @@ def _carry_out(content: bytes) -> Any:
     """The value of the pickle ``content``; raises what a damaged one makes of a stack."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(content):
         name = opcode.name
         if name in _VALUES:
             stack.append(argument)
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = stack[-1]
+            memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[argument])
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name == "EMPTY_LIST":
@@ -116,7 +125,7 @@ def _carry_out(content: bytes) -> Any:
             _last(stack, dict).update(zip(items[::2], items[1::2], strict=True))
         elif name == "GLOBAL":
             if argument not in _NAMES:
-                raise ValueError(f"its pickle asks for {str(argument)[:60]!r}, which it should not")
+                raise _Refused(f"its pickle asks for {str(argument)[:60]!r}, which it should not")
             stack.append(_Name(_NAMES[str(argument)]))
         elif name == "REDUCE":
             called, arguments = _taken(stack, len(stack) - 2)
@@ -128,14 +137,14 @@ def _carry_out(content: bytes) -> Any:
             (value,) = stack
             return value
         elif name != "PROTO":
-            raise ValueError(f"its pickle uses {name}, which it should not")
-    raise ValueError("its pickle is cut short")
+            raise _Refused(f"its pickle uses {name}, which it should not")
+    raise _Refused("its pickle is cut short")
 
 
 def _taken(stack: list[Any], start: int) -> list[Any]:
     """The values of the stack from ``start`` on, which are removed from it."""
     if not 0 <= start <= len(stack):
-        raise ValueError("its pickle is damaged")
+        raise _Refused("its pickle is damaged")
     items = stack[start:]
     del stack[start:]
     return items
@@ -143,19 +152,19 @@ def _taken(stack: list[Any], start: int) -> list[Any]:
 
 def _last(stack: list[Any], kind: type) -> Any:
     if not isinstance(stack[-1], kind):
-        raise ValueError("its pickle is damaged")
+        raise _Refused("its pickle is damaged")
     return stack[-1]
 
 
 def _made(called: Any, arguments: Any) -> Any:
     """What a call of one of `_NAMES` stands for."""
     if not isinstance(called, _Name) or not isinstance(arguments, tuple):
-        raise ValueError("its pickle calls what it should not")
+        raise _Refused("its pickle calls what it should not")
     if called != "encode":
         return _Built(str(called), arguments)
     text, encoding = arguments
     if not isinstance(text, str) or encoding != "latin1":
-        raise ValueError("its pickle is damaged")
+        raise _Refused("its pickle is damaged")
     return text.encode("latin-1")
 
 
@@ -165,5 +174,5 @@ def _is_tuple(value: Any, length: int) -> bool:
 
 def _text(key: Any) -> str:
     if not isinstance(key, str | bytes):
-        raise ValueError("its pickle has keys that are not text")
+        raise _Refused("its pickle has keys that are not text")
     return key.decode("latin-1") if isinstance(key, bytes) else key

@@ -176,11 +176,7 @@ def compare(
             actual = backend(x)
             _count_correct(evidence, backend.name, actual.logits, labels)
             comparison = evidence.comparisons[number]
-            audits = (
-                Audit(graph, x, expected, bias_magnitude or {}),
-                Audit(graph, x, actual, bias_magnitude or {}),
-            )
-            _compare_batch(graph, comparison, expected, actual, audits)
+            _compare_batch(graph, comparison, x, (expected, actual), bias_magnitude or {})
             comparison.samples += len(x)
         evidence.samples += len(x)
     return evidence
@@ -205,31 +201,44 @@ def _count_correct(
 def _compare_batch(
     graph: Graph,
     comparison: Comparison,
-    expected: Trace,
-    actual: Trace,
-    audits: tuple[Audit, Audit],
+    x: NDArray[Any],
+    traces: tuple[Trace, Trace],
+    bias_magnitude: dict[str, NDArray[np.float64]],
 ) -> None:
+    expected, actual = traces
     if expected.logits.shape != actual.logits.shape:
         raise InputFileError(
             f"{comparison.source} gives logits of shape {actual.logits.shape}, the reference "
             f"{expected.logits.shape} (steps, samples, classes)"
         )
     flipped: dict[str, NDArray[np.bool_]] = {}
+    touched = np.zeros(len(x), bool)
     for node in graph.spiking:
         a, b = expected.spikes[node.name], actual.spikes[node.name]
         tally, axes = comparison.layers[node.name], tuple(range(1, a.ndim))
         tally.reference += a.sum(axes)
         tally.candidate += b.sum(axes)
-        if (a != b).any():
-            flipped[node.name] = a != b
-            tally.flips += (a != b).sum(axes)
+        flips = a != b
+        if flips.any():
+            flipped[node.name] = flips
+            tally.flips += flips.sum(axes)
+            touched |= np.moveaxis(flips, 1, 0).reshape(len(x), -1).any(1)
     try:
-        if flipped and comparison.first_divergence is None:
-            comparison.first_divergence = _first(graph, flipped, expected, audits[0], comparison)
-        for name, flips in flipped.items():
-            _certify(graph.nodes[name], comparison.layers[name], flips, (expected, actual), audits)
+        if flipped:
+            # Samples without a flip have nothing to explain, and there are many of them.
+            samples = np.flatnonzero(touched)
+            parts = _selected(expected, samples), _selected(actual, samples)
+            audits = _audits(graph, x[samples], parts, bias_magnitude)
+            flipped = {name: flips[:, samples] for name, flips in flipped.items()}
+            if comparison.first_divergence is None:
+                found = _first(graph, flipped, parts[0], audits[0])
+                found["sample"] = comparison.samples + int(samples[found["sample"]])
+                comparison.first_divergence = found
+            for name, flips in flipped.items():
+                _certify(graph.nodes[name], comparison.layers[name], flips, parts, audits)
         if not np.array_equal(expected.logits, actual.logits):
-            for trace, audit in zip((expected, actual), audits, strict=True):
+            audits = _audits(graph, x, traces, bias_magnitude)
+            for trace, audit in zip(traces, audits, strict=True):
                 bounded = audit.logits()
                 off = np.abs(trace.logits - bounded.value) > bounded.error
                 comparison.logits_outside_bound += int(off.sum())
@@ -239,8 +248,23 @@ def _compare_batch(
     comparison.logits_max_difference = max(
         comparison.logits_max_difference, float(difference.max(initial=0))
     )
-    answers = [trace.logits.sum(0).argmax(-1) for trace in (expected, actual)]
+    answers = [trace.logits.sum(0).argmax(-1) for trace in traces]
     comparison.argmax_differences += int((answers[0] != answers[1]).sum())
+
+
+def _selected(trace: Trace, samples: NDArray[np.intp]) -> Trace:
+    spikes = {name: value[:, samples] for name, value in trace.spikes.items()}
+    return Trace(trace.logits[:, samples], spikes)
+
+
+def _audits(
+    graph: Graph,
+    x: NDArray[Any],
+    traces: tuple[Trace, Trace],
+    bias_magnitude: dict[str, NDArray[np.float64]],
+) -> tuple[Audit, Audit]:
+    expected, actual = traces
+    return Audit(graph, x, expected, bias_magnitude), Audit(graph, x, actual, bias_magnitude)
 
 
 def _certify(
@@ -264,8 +288,8 @@ def _first(
     flipped: dict[str, NDArray[np.bool_]],
     expected: Trace,
     audit: Audit,
-    comparison: Comparison,
 ) -> dict[str, Any]:
+    """The earliest flip of a batch; ``sample`` counts from its start."""
     order = {node.name: position for position, node in enumerate(graph.spiking)}
     earliest: tuple[int, int, int, str, tuple[int, ...]] | None = None
     for name, flips in flipped.items():
@@ -278,7 +302,7 @@ def _first(
     sample, t, _, name, place = earliest
     index = (t, sample, *place)
     result: dict[str, Any] = {
-        "sample": comparison.samples + sample,
+        "sample": sample,
         "t": t,
         "layer": name,
         "neuron": list(place),

@@ -351,7 +351,7 @@ def test_the_teacher_stays_as_it_is_while_the_student_learns(
         (["data.shift=8"], UsageError, "data.shift = 8 moves a 8x8 image out of itself"),
         (["data.name=digitz"], UsageError, "unknown data set 'digitz'"),
         (["data.limit_train=100000"], UsageError, "limit_train"),
-        (["student.stages=5"], UsageError, "student.stages = 5"),
+        (["student.stages=5"], UsageError, "student.stages"),
         (["train.device=cuda:99"], UsageError, "device 'cuda:99' cannot be used here"),
         (["teacher.path=missing"], InputFileError, "there is no weight file missing"),
         (["teacher.path={whole}", "teacher.width=5"], InputFileError, "teacher.safetensors"),

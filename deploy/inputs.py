@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.data import ImageData, load_data
+from tser.data.feed import batches_in_order
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph
 
@@ -29,32 +30,46 @@ def image_batches(
         batch_size: B.
 
     Yields:
-        ``x [B, C, H, W]`` float32 and ``labels [B]``.
+        ``x [B, C, H, W]``, or frames ``[T, B, C, H, W]``, float32, and ``labels [B]``.
 
     Raises:
         UsageError: fewer than one sample.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"--samples must be at least 1, got {samples}")
-    end = len(data.test) if samples is None else min(samples, len(data.test))
-    for start in range(0, end, batch_size):
-        stop = min(start + batch_size, end)
-        images = data.normalise(data.test.images[start:stop])
-        yield images.numpy(), data.test.labels[start:stop].numpy()
+    for images, labels in batches_in_order(data, data.test, batch_size, samples):
+        yield images.numpy(), labels.numpy()
 
 
 def data_for_graph(graph: Graph, name: str, root: Path | None, origin: str) -> ImageData:
     """A data set checked against what the graph takes, scaled as the graph asks.
 
+    Images of a folder are brought to the size that the graph takes.
+
     Raises:
-        UsageError: images of another shape than the graph's input.
+        UsageError: images of another shape than the graph's input, or frames for a graph that
+            takes still images, or the other way round.
         InputFileError: the graph states an input scaling that is not numbers.
     """
-    data = load_data(name, root)
-    if data.image_shape != graph.input.output_shape:
+    shape = graph.input.output_shape
+    data = load_data(name, root, size=shape[-1]) if shape else load_data(name, root)
+    if data.image_shape != shape:
         raise UsageError(
-            f"{origin} takes inputs of shape {graph.input.output_shape}, images of {name!r} are "
+            f"{origin} takes inputs of shape {shape}, images of {name!r} are "
             f"{data.image_shape}; name the data set it was trained on"
+        )
+    wanted = graph.metadata.get("encoding")
+    still = data.frames is None
+    if wanted in ("direct", "frames") and (wanted == "direct") != still:
+        raise UsageError(
+            f"{origin} takes {'a still image' if wanted == 'direct' else 'a frame for each step'}, "
+            f"{name!r} has {'still images' if still else 'frames'}; name the data set it was "
+            "trained on"
+        )
+    if not still and graph.timesteps not in (None, data.frames):
+        raise UsageError(
+            f"{origin} runs for {graph.timesteps} time steps, samples of {name!r} have "
+            f"{data.frames} frames; name the data set it was trained on"
         )
     return rescaled(data, graph.metadata, origin)
 

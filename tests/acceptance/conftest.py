@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from tser.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -39,6 +44,20 @@ def cli() -> Cli:
             check=False,
             timeout=600,
         )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def here() -> Cli:
+    """Run ``tser ARGS`` in this process: starting Python for every command takes minutes."""
+    commands = typer.Typer()  # without the options of `tser` itself
+    commands.registered_commands += app.registered_commands
+
+    def call(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        with contextlib.chdir(cwd):
+            done = CliRunner().invoke(commands, [*map(str, args)], catch_exceptions=False)
+        return subprocess.CompletedProcess(args, done.exit_code, done.stdout, done.stderr)
 
     return call
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from tser.data import DATASETS, ImageData, Split, fashion_mnist, idx, load_data
+from tser.data import DATASETS, ArraySplit, ImageData, fashion_mnist, idx, load_data
 from tser.data.images import channel_statistics
 from tser.data.stratify import hashed_order, stratified_take
 from tser.errors import InputFileError, UsageError
@@ -178,7 +178,7 @@ def test_statistics_are_per_channel_and_of_scaled_values() -> None:
 
 def test_a_constant_channel_normalises_to_zero() -> None:
     images = torch.full((4, 1, 2, 2), 8, dtype=torch.uint8)
-    split = Split(images, torch.zeros(4, dtype=torch.int64))
+    split = ArraySplit(images, torch.zeros(4, dtype=torch.int64))
     mean, std = channel_statistics(images, 16)
     assert (mean, std) == ((0.5,), (1.0,))
     data = ImageData("flat", ("a",), split, split, split, 16, mean, std)
@@ -205,9 +205,11 @@ def test_normalise_refuses_other_images(digits: ImageData, images: torch.Tensor)
 def test_split_refuses_what_does_not_belong_together() -> None:
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
-        Split(images, torch.zeros(2, dtype=torch.int64))
+        ArraySplit(images, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"images must be uint8 \[N, C, H, W\]"):
-        Split(images.float(), torch.zeros(3, dtype=torch.int64))
+        ArraySplit(images.float(), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"uint8 or float32 \[N, T, C, H, W\], got torch.float64"):
+        ArraySplit(images[:, None].double(), torch.zeros(3, dtype=torch.int64))
 
 
 # --- names and limits ----------------------------------------------------------------------

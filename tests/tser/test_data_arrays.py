@@ -1,7 +1,9 @@
 """Data sets of the user's own, as .npz files."""
 
+import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,52 @@ def test_one_channel_may_be_left_out_and_compression_used(tmp_path: Path) -> Non
     assert data.image_shape == (1, 5, 4)
 
 
+FRAMES = np.random.default_rng(1).integers(0, 4, (N, 3, 2, 5, 4))  # [N, T, C, H, W]
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        (lambda x: x.astype(np.uint8), torch.uint8),
+        (lambda x: x, torch.uint8),
+        (lambda x: x.astype(">i2"), torch.uint8),
+        (lambda x: x > 1, torch.uint8),
+        (lambda x: x * 100, torch.float32),
+        (lambda x: x - 1, torch.float32),
+        (lambda x: x.astype(np.float64) / 3, torch.float32),
+        (lambda x: x.astype(np.float16), torch.float32),
+    ],
+)
+def test_frames_are_kept_as_they_are_stored(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], dtype: torch.dtype
+) -> None:
+    x = change(FRAMES)
+    data = load_data(str(write(tmp_path, x=x, x_test=x[:7], y_test=Y[:7])))
+    assert (data.image_shape, data.frames) == ((2, 5, 4), 3)
+    assert data.test.images_at(torch.arange(7)).dtype == dtype
+    shown = data.normalise(data.test.images_at(torch.tensor([5, 2])))
+    assert shown.dtype == torch.float32
+    assert np.array_equal(shown.numpy(), x[[5, 2]].astype(np.float32))
+    fewer = load_data(str(tmp_path / "toy.npz"), limit_train=9)
+    assert (len(fewer.train), fewer.mean, fewer.std) == (9, (0.0, 0.0), (1.0, 1.0))
+
+
+def test_normalising_frames_leaves_them_as_they_were(tmp_path: Path) -> None:
+    path = write(tmp_path, x=FRAMES / 2)
+    data = dataclasses.replace(load_data(str(path)), mean=(0.5, 1.0), std=(2.0, 4.0))
+    frames = data.val.images_at(torch.arange(3))
+    before = frames.clone()
+    shown = data.normalise(frames)
+    assert torch.equal(frames, before)
+    assert torch.equal(shown[:, :, 1], (before[:, :, 1] - 1) / 4)
+    with pytest.raises(ValueError, match=r"uint8 or float32 \[B, 3, 2, 5, 4\], got torch.float64"):
+        data.normalise(frames.double())
+
+
+def test_still_images_have_no_frames(tmp_path: Path) -> None:
+    assert load_data(str(write(tmp_path))).frames is None
+
+
 def test_names_are_relative_to_the_working_directory_or_to_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,8 +157,13 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
         ({"x": X.astype(np.int64)}, "x is int64, not uint8"),
         ({"x": X > 99}, "x is bool, not uint8"),
         ({"x": with_value(X, float("nan"))}, "x holds NaN"),
-        ({"x": X[:, None]}, "time-resolved inputs are not supported yet"),
-        ({"x": X[:, None].astype(np.float32)}, "time-resolved inputs are not supported yet"),
+        ({"x": X[:, None, None, None]}, r"store images as .*, frames as \[N, T, C, H, W\]"),
+        ({"x": with_value(X[:, None], float("nan"))}, "x holds NaN, infinite or too large values"),
+        ({"x": with_value(X[:, None], float("inf"))}, "x holds NaN, infinite or too large values"),
+        ({"x": X[:, None].astype(float) + 1e300}, "x holds NaN, infinite or too large values"),
+        ({"x": X[:, None].astype(complex)}, "x is complex128, not numbers; store event counts"),
+        ({"x": np.zeros((N, 4, 8, 8, 2), dtype=np.uint8)}, r"looks like \[N, T, H, W, C\]"),
+        ({"x": X[:, None], "x_test": X[:5], "y_test": Y[:5]}, "store both in one shape"),
         ({"x": X.reshape(N, -1)}, r"x is of shape \(60, 40\); store images as"),
         ({"x": X[:, :, :0]}, "x is of shape .*; store images as"),
         ({"x": np.zeros((N, 8, 9, 3), dtype=np.uint8)}, r"looks like \[N, H, W, C\]"),

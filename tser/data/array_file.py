@@ -1,8 +1,13 @@
-"""Data sets of the user's own: a ``.npz`` file of images and labels.
+"""Data sets of the user's own: a ``.npz`` file of images, or of event frames, and labels.
 
 The file holds ``x``, uint8 ``[N, C, H, W]`` or, for one channel, ``[N, H, W]``, and ``y``,
 integers ``[N]`` from 0 to K - 1; optionally ``x_test`` and ``y_test`` of the same kind, and
 ``class_names``, K texts. Without ``class_names`` every class from 0 to the largest must occur.
+
+Samples that change over time, such as event counts in T bins, are ``x`` ``[N, T, C, H, W]``, one
+frame a time step, of any number type. They reach the network as they are stored: no mean is taken
+away, so that a pixel without an event is 0 and costs nothing. What is not whole numbers of 0..255
+is held as float32.
 
 The split is fixed: with the samples of ``x`` in the order of SHA-256("tser-npz:i"), i being the
 position in the file, the test split takes a stratified 20 % and the validation split a stratified
@@ -20,13 +25,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tser.data.images import ImageData, Split, make_image_data
-from tser.data.places import expanded
+from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.stratify import hashed_order, stratified_take
 from tser.errors import InputFileError
 
 SUFFIX = ".npz"
 TEST_SHARE, VAL_SHARE = 5, 10  # one sample in so many
+_Images = NDArray[np.uint8] | NDArray[np.float32]
 _FEWEST = 10  # samples: one of them for validation
 _KEYS = ("x", "y", "x_test", "y_test", "class_names")
 _UNREADABLE = (
@@ -44,17 +49,16 @@ _UNREADABLE = (
 )
 
 
-def load_array_file(name: str, root: Path | None = None) -> ImageData:
-    """The images ``[C, H, W]`` of values 0..255 in the file ``name``.
+def load_array_file(name: str, path: Path) -> ImageData:
+    """The images ``[C, H, W]`` of values 0..255, or the frames ``[T, C, H, W]``, in a file.
 
     Args:
-        name: a path ending in ``.npz``.
-        root: the folder that ``name`` is relative to; None for the working directory.
+        name: what the user called it.
+        path: where it is.
 
     Raises:
         InputFileError: the file is missing, damaged or not of the kind described above.
     """
-    path = expanded(Path(name)) if root is None else expanded(root) / expanded(Path(name))
     arrays = _read(path)
     train = _images(path, arrays, "x"), _labels(path, arrays, "y", len(arrays["x"]))
     test = None
@@ -108,18 +112,16 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _images(path: Path, arrays: dict[str, NDArray[Any]], key: str) -> NDArray[np.uint8]:
-    """The images under ``key`` as ``[N, C, H, W]``."""
+def _images(path: Path, arrays: dict[str, NDArray[Any]], key: str) -> _Images:
+    """The samples under ``key``: uint8 ``[N, C, H, W]``, or frames ``[N, T, C, H, W]``."""
     x = arrays[key]
+    if x.ndim not in (3, 4, 5) or 0 in x.shape:
+        raise InputFileError(
+            f"{path}: {key} is of shape {x.shape}; store images as [N, C, H, W] or [N, H, W], "
+            "frames as [N, T, C, H, W]"
+        )
     if x.ndim == 5:
-        raise InputFileError(
-            f"{path}: {key} is of shape {x.shape}, [N, T, C, H, W], and time-resolved inputs are "
-            "not supported yet; sum or average over T and store uint8 [N, C, H, W]"
-        )
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise InputFileError(
-            f"{path}: {key} is of shape {x.shape}; store images as [N, C, H, W] or [N, H, W]"
-        )
+        return _frames(path, x, key)
     if x.dtype.kind == "f" and bool(np.isnan(x).any()):
         raise InputFileError(f"{path}: {key} holds NaN; store finite images as uint8, 0..255")
     if x.dtype != np.uint8:
@@ -136,6 +138,26 @@ def _images(path: Path, arrays: dict[str, NDArray[Any]], key: str) -> NDArray[np
             f"store {key}.transpose(0, 3, 1, 2)"
         )
     return x
+
+
+def _frames(path: Path, x: NDArray[Any], key: str) -> _Images:
+    """Frames ``[N, T, C, H, W]``: uint8 where they are whole numbers of 0..255, else float32."""
+    if x.dtype.kind not in "buif":
+        raise InputFileError(f"{path}: {key} is {x.dtype}, not numbers; store event counts")
+    if x.shape[4] <= 3 < x.shape[2]:
+        raise InputFileError(
+            f"{path}: {key} is of shape {x.shape}, which looks like [N, T, H, W, C]; "
+            f"store {key}.transpose(0, 1, 4, 2, 3)"
+        )
+    if x.dtype.kind in "bui" and int(x.min()) >= 0 and int(x.max()) <= 255:
+        return x.astype(np.uint8, copy=False)
+    with np.errstate(over="ignore"):
+        frames = x.astype(np.float32, copy=False)
+    if not np.isfinite(frames).all():
+        raise InputFileError(
+            f"{path}: {key} holds NaN, infinite or too large values; store finite event counts"
+        )
+    return frames
 
 
 def _labels(path: Path, arrays: dict[str, NDArray[Any]], key: str, count: int) -> NDArray[np.int64]:
@@ -164,7 +186,7 @@ def _class_names(
     path: Path,
     arrays: dict[str, NDArray[Any]],
     labels: NDArray[np.int64],
-    test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+    test: tuple[_Images, NDArray[np.int64]] | None,
 ) -> tuple[str, ...]:
     """K names, after a check that the labels are of K classes and of two at least."""
     present = np.unique(labels)
@@ -198,9 +220,9 @@ def _class_names(
 
 def _split(
     path: Path,
-    samples: tuple[NDArray[np.uint8], NDArray[np.int64]],
-    test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
-) -> list[Split]:
+    samples: tuple[_Images, NDArray[np.int64]],
+    test: tuple[_Images, NDArray[np.int64]] | None,
+) -> list[ArraySplit]:
     """Training, validation and test split."""
     images, labels = samples
     count = len(labels)
@@ -219,9 +241,7 @@ def _split(
     return parts[::-1]
 
 
-def _select(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], positions: NDArray[np.int64]
-) -> Split:
+def _select(images: _Images, labels: NDArray[np.int64], positions: NDArray[np.int64]) -> ArraySplit:
     """The samples at ``positions``, in the order of the file."""
     at = np.sort(positions)
-    return Split(torch.from_numpy(images[at]), torch.from_numpy(labels[at]))
+    return ArraySplit(torch.from_numpy(images[at]), torch.from_numpy(labels[at]))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tser.data.cifar_files import CIFAR10, CIFAR100, Cifar, Version, read_batch, read_names
-from tser.data.images import ImageData, Split, make_image_data
+from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.mnist import split_first
 from tser.data.packed import REMEDY, read_tar, read_whole
 from tser.data.places import Files, Source, locate, scratch_folder, torchvision_class, visible
@@ -47,7 +47,7 @@ def load_cifar100(root: Path | None = None) -> ImageData:
 def _load(cifar: Cifar, root: Path | None) -> ImageData:
     found = locate(_source(cifar), root)
     batches, test, class_names = _read(found, cifar)
-    official = Split(
+    official = ArraySplit(
         torch.cat([batch.images for batch in batches]),
         torch.cat([batch.labels for batch in batches]),
     )
@@ -57,7 +57,7 @@ def _load(cifar: Cifar, root: Path | None) -> ImageData:
     return make_image_data(cifar.name, class_names, train=train, val=val, test=test, max_value=255)
 
 
-def _read(found: Files, cifar: Cifar) -> tuple[list[Split], Split, tuple[str, ...]]:
+def _read(found: Files, cifar: Cifar) -> tuple[list[ArraySplit], ArraySplit, tuple[str, ...]]:
     """The training batches, the test batch and the class names."""
     binary = found[0].name in (cifar.binary.archive, *cifar.binary.batches)
     version = cifar.binary if binary else cifar.python

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tser.data.images import Split
+from tser.data.images import ArraySplit
 from tser.data.packed import REMEDY
 from tser.data.plain_pickle import as_uint8, read_dictionary
 from tser.errors import InputFileError
@@ -92,7 +92,7 @@ CIFAR100 = Cifar(
 )
 
 
-def read_batch(where: str, content: bytes, cifar: Cifar, *, binary: bool) -> Split:
+def read_batch(where: str, content: bytes, cifar: Cifar, *, binary: bool) -> ArraySplit:
     """The images ``[N, 3, 32, 32]`` and classes ``[N]`` of one file.
 
     Args:
@@ -112,7 +112,7 @@ def read_batch(where: str, content: bytes, cifar: Cifar, *, binary: bool) -> Spl
             f"{where} holds the label {beyond[0]}, beyond 0..{cifar.classes - 1}; {REMEDY}"
         )
     images = np.ascontiguousarray(pixels).reshape(-1, *SHAPE)
-    return Split(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
+    return ArraySplit(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
 
 
 def _read_binary(where: str, content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], list[int]]:

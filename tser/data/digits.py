@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tser.data.images import ImageData, Split, make_image_data
+from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.stratify import hashed_order, stratified_take
 
 TEST_SIZE = 500
@@ -41,7 +41,7 @@ def load_digits(_root: Path | None = None) -> ImageData:
         rest = np.delete(rest, taken)
     parts.append(np.sort(rest))
     test, val, train = (
-        Split(torch.from_numpy(images[part])[:, None], torch.from_numpy(labels[part]))
+        ArraySplit(torch.from_numpy(images[part])[:, None], torch.from_numpy(labels[part]))
         for part in parts
     )
     return make_image_data(

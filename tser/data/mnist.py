@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tser.data.idx import content_md5, read_images, read_labels
-from tser.data.images import ImageData, Split, make_image_data
+from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.places import Files, Source, locate, scratch_folder, visible
 from tser.data.stratify import stratified_take
 from tser.errors import InputFileError
@@ -106,7 +106,7 @@ def read_four_files(found: Files, name: str, title: str, class_names: tuple[str,
     return make_image_data(name, class_names, train=train, val=val, test=test, max_value=255)
 
 
-def split_first(samples: Split, count: int) -> tuple[Split, Split]:
+def split_first(samples: ArraySplit, count: int) -> tuple[ArraySplit, ArraySplit]:
     """All but a stratified ``count`` of ``samples``, and these: the first of each class."""
     labels = samples.labels.numpy()
     taken = stratified_take(labels, count)
@@ -114,7 +114,7 @@ def split_first(samples: Split, count: int) -> tuple[Split, Split]:
     return samples.select(torch.from_numpy(rest)), samples.select(torch.from_numpy(taken))
 
 
-def _read_pair(image_file: Path, label_file: Path, scratch: Path, title: str) -> Split:
+def _read_pair(image_file: Path, label_file: Path, scratch: Path, title: str) -> ArraySplit:
     images, labels = read_images(image_file, scratch), read_labels(label_file, scratch)
     if tuple(images.shape[1:]) != (SIDE, SIDE):
         size = " x ".join(map(str, images.shape[1:]))
@@ -132,7 +132,7 @@ def _read_pair(image_file: Path, label_file: Path, scratch: Path, title: str) ->
             f"{label_file} holds the label {int(labels.max())}, beyond 0..9; "
             "replace it with a fresh copy"
         )
-    return Split(images[:, None], labels)
+    return ArraySplit(images[:, None], labels)
 
 
 def _check_origin(found: Files, digests: tuple[str, ...], title: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
             ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether ``path`` is a temporary file of `atomic_path`, as a killed process leaves behind."""
+    return bool(re.fullmatch(r"\..*-[a-z0-9_]{8}\.tmp(\.[^.]+)?", path.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed while writing to ``folder`` left behind."""
+    for path in folder.iterdir():
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,15 +25,16 @@ class Reporter:
         title: what is being trained.
         steps: optimisation steps in the whole phase.
         done: steps done before (when resuming).
+        quiet: show nothing.
     """
 
-    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+    def __init__(self, title: str, steps: int, done: int = 0, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True)
-        self._title = title
+        self._title, self._quiet = title, quiet
         self._bar: Progress | None = None
         self._started = time.monotonic()
         self._epochs = 0  # finished by this process; a resumed run has finished more
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
@@ -74,7 +75,7 @@ class Reporter:
         text = format_metrics(metrics)
         if self._bar:
             self._bar.update(self._task, metrics=text)
-        else:
+        elif not self._quiet:
             self._epochs += 1
             seconds = time.monotonic() - self._started
             left = seconds / self._epochs * (total - number)

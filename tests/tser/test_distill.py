@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tser import distill as module
+from tser import loop
 from tser.checkpoints import load_checkpoint, save_checkpoint
 from tser.config import RunConfig, load_config
 from tser.data import load_data
+from tser.data.feed import batch_positions
 from tser.distill import distill, pick_device
 from tser.errors import InputFileError, TserError, UsageError
+from tser.models import make_run_teacher
+from tser.optim import learning_rate, weight_groups
 from tser.runs import Run
 from tser.students import build_student
 from tser.teachers import build_teacher
@@ -100,7 +104,9 @@ def test_every_epoch_has_one_row(whole: Run) -> None:
     validation = len(load_data("digits").val)
     for row in found:
         is_student = row["phase"] == "student"
-        assert set(row) == common | ({"ce", "kl", "entropy", "self_kl"} if is_student else set())
+        parts = {"ce", "kl", "entropy", "self_kl", "timesteps"}
+        assert set(row) == common | (parts if is_student else set())
+        assert row.get("timesteps") == (3 if is_student else None)
         assert len(row["val_accuracy"]) == (3 if is_student else 1)
         for accuracy in row["val_accuracy"]:
             assert 0 <= accuracy <= 1
@@ -173,7 +179,7 @@ def test_another_seed_gives_another_student(whole: Run, tmp_path: Path) -> None:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the ``count``-th call of something in `tser.distill`."""
+    """Raises KeyboardInterrupt at the ``count``-th call of something in `tser.loop`."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -189,15 +195,15 @@ def interrupted(run: Run, point: str, count: int, *overrides: str) -> None:
     interrupt = Interrupt(count)
     with pytest.MonkeyPatch.context() as patch:
         if point in ("step", "epoch"):  # in an epoch; after its row, before its checkpoint
-            patch.setattr(module.Reporter, point, lambda *args: interrupt())
+            patch.setattr(loop.Reporter, point, lambda *args: interrupt())
         else:  # after the checkpoint of an epoch; after the weights of a phase
-            save = getattr(module, point)
+            save = getattr(loop, point)
 
             def save_and_stop(*args: Any) -> None:
                 save(*args)
                 interrupt()
 
-            patch.setattr(module, point, save_and_stop)
+            patch.setattr(loop, point, save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             distill(tiny(*overrides), run)
 
@@ -257,7 +263,7 @@ def test_a_run_may_be_interrupted_twice(whole: Run, tmp_path: Path) -> None:
     interrupted(run, "epoch", 2)
     with pytest.MonkeyPatch.context() as patch:
         interrupt = Interrupt(3)
-        patch.setattr(module.Reporter, "epoch", lambda *args: interrupt())
+        patch.setattr(loop.Reporter, "epoch", lambda *args: interrupt())
         with pytest.raises(KeyboardInterrupt):
             distill(run.config(), run, resume=True)
     distill(run.config(), run, resume=True)
@@ -326,13 +332,13 @@ def test_another_teacher_makes_another_student(whole: Run, tmp_path: Path) -> No
 def test_the_teacher_stays_as_it_is_while_the_student_learns(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teachers = []
+    teachers: list[nn.Module] = []
 
-    def build(*args: Any) -> nn.Sequential:
-        teachers.append(build_teacher(*args))
+    def build(*args: Any) -> nn.Module:
+        teachers.append(make_run_teacher(*args))
         return teachers[-1]
 
-    monkeypatch.setattr(module, "build_teacher", build)
+    monkeypatch.setattr(module, "make_run_teacher", build)
     train(tmp_path / "run", f"teacher.path='{whole.teacher}'")
     (teacher,) = teachers
     state, given = teacher.state_dict(), load_file(whole.teacher)
@@ -401,9 +407,9 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path:
         return 1e30 * logits.sum(), {"loss": 1.0}, logits
 
     config = tiny("train.batch_size=64")
-    phase = module.Phase("student", model, step, epochs=1, lr=1e20)
+    phase = loop.Phase("student", model, step, epochs=1, lr=1e20)
     with pytest.raises(TserError, match=r"epoch 1, step 1: 'weights' is not finite"):
-        module._fit(phase, load_data("digits", limit_train=64), config, Run(tmp_path), None)
+        loop.fit(phase, load_data("digits", limit_train=64), config, Run(tmp_path), None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,18 +431,9 @@ def test_a_device_that_is_not_here_is_refused(name: str) -> None:
 # --- the parts of the loop -----------------------------------------------------------------
 
 
-def some_phase(epochs: int = 10, lr: float = 0.4) -> module.Phase:
-    def step(*args: Any) -> Any:
-        raise NotImplementedError
-
-    return module.Phase("student", nn.Linear(2, 2), step, epochs, lr)
-
-
 def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
-    config = tiny("train.warmup_epochs=2")
-
     def at(progress: float) -> float:
-        return module._learning_rate(some_phase(), config, progress)
+        return learning_rate(0.4, progress, epochs=10, warmup_epochs=2)
 
     assert at(0.0) == pytest.approx(0.05 * 0.4)
     assert at(1.0) == pytest.approx(0.525 * 0.4)
@@ -447,15 +444,14 @@ def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert all(a > b for a, b in pairwise(falling))
 
 
-@pytest.mark.parametrize(("warmup", "peak"), [("0", 0.0), ("100", 5.0)])
-def test_no_warm_up_and_one_longer_than_training(warmup: str, peak: float) -> None:
-    config = tiny(f"train.warmup_epochs={warmup}")
-    rates = [module._learning_rate(some_phase(), config, n / 10) for n in range(100)]
+@pytest.mark.parametrize(("warmup", "peak"), [(0.0, 0.0), (100.0, 5.0)])
+def test_no_warm_up_and_one_longer_than_training(warmup: float, peak: float) -> None:
+    rates = [learning_rate(0.4, n / 10, 10, warmup) for n in range(100)]
     assert max(rates) == rates[int(10 * peak)] == pytest.approx(0.4)
 
 
 class Epoch:
-    """One epoch of `tser.distill` on a stand-in model, and the batches that it was shown."""
+    """One epoch of `tser.loop` on a stand-in model, and the batches that it was shown."""
 
     def __init__(self, *overrides: str, phase: str = "student", epoch: int = 0) -> None:
         self.data = load_data("digits", limit_train=64)
@@ -474,9 +470,9 @@ class Epoch:
             return logits.square().mean(), {"loss": float(len(self.rates))}, logits
 
         self.config = tiny(*overrides)
-        self.phase = module.Phase(phase, model, step, epochs=4, lr=0.02)
-        with module.Reporter("", 4) as reporter:
-            self.row = module._train_epoch(
+        self.phase = loop.Phase(phase, model, step, epochs=4, lr=0.02)
+        with loop.Reporter("", 4) as reporter:
+            self.row = loop.train_epoch(
                 self.phase, optimizer, self.data, self.config, epoch, reporter
             )
         self.order = torch.cat(self.labels).tolist()
@@ -491,7 +487,8 @@ def test_an_epoch_shows_every_image_normalised_and_in_batches() -> None:
     assert sorted(found) == list(range(64))
     assert epoch.data.train.labels[found].tolist() == epoch.order
     assert epoch.rates == [
-        module._learning_rate(epoch.phase, epoch.config, 2 + n / 4) for n in range(4)
+        learning_rate(0.02, 2 + n / 4, epochs=4, warmup_epochs=epoch.config.train.warmup_epochs)
+        for n in range(4)
     ]
     assert epoch.row["lr"] == epoch.rates[-1]
     assert epoch.row["loss"] == pytest.approx((1 + 2 + 3 + 4) / 4)
@@ -530,7 +527,7 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_phase() -> None:
 )
 def test_batches_hold_every_image_once(size: int, batch_size: int, sizes: list[int]) -> None:
     def draw(seed: int) -> list[Tensor]:
-        return list(module._batches(size, batch_size, torch.Generator().manual_seed(seed)))
+        return batch_positions(size, batch_size, torch.Generator().manual_seed(seed))
 
     batches = draw(0)
     assert [len(batch) for batch in batches] == sizes
@@ -549,7 +546,7 @@ def test_only_weights_decay_not_biases_and_batch_norm(build: str) -> None:
         model = build_teacher(config.teacher, (1, 8, 8), 10)
     else:
         model = build_student(config.student, config.neuron, (1, 8, 8), 10)
-    decayed, free = module._weight_groups(model, 5e-4)
+    decayed, free = weight_groups(model, 5e-4)
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
     wanted = {
         id(part.weight) for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)
@@ -565,7 +562,7 @@ def test_accuracy_is_of_every_image_after_every_step() -> None:
     torch.manual_seed(0)
     student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
     student.train()
-    found = module._accuracy(student, data, data.val, 7)
+    found = loop.accuracy(student, data, data.val, 7)
     assert not student.training
     with torch.no_grad():
         logits = student(data.normalise(data.val.images))
@@ -574,19 +571,19 @@ def test_accuracy_is_of_every_image_after_every_step() -> None:
         for t in range(3)
     ]
     assert found == pytest.approx(wanted, abs=0.01)  # a tie may fall either way
-    assert found == module._accuracy(student, data, data.val, 100)
+    assert found == loop.accuracy(student, data, data.val, 100)
 
 
 def call_order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     order: list[str] = []
-    for name in ("_fit", "save_weights", "write_text"):
-        call: Callable[..., Any] = getattr(module, name)
+    for place, name in ((module, "fit"), (loop, "save_weights"), (module, "write_text")):
+        call: Callable[..., Any] = getattr(place, name)
 
         def note(*args: Any, call: Callable[..., Any] = call, name: str = name) -> Any:
             order.append(name)
             return call(*args)
 
-        monkeypatch.setattr(module, name, note)
+        monkeypatch.setattr(place, name, note)
     return order
 
 
@@ -595,4 +592,4 @@ def test_the_configuration_is_written_before_training(
 ) -> None:
     order = call_order(monkeypatch)
     train(tmp_path / "run", "teacher.epochs=1", "train.epochs=1")
-    assert order == ["write_text", "_fit", "save_weights", "_fit", "save_weights"]
+    assert order == ["write_text", "fit", "save_weights", "fit", "save_weights"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tser.errors import UsageError
-from tser.files import atomic_path, to_json, write_json, write_text
+from tser.files import atomic_path, remove_leftovers, to_json, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -131,3 +131,16 @@ def test_what_is_not_json_is_refused_and_nothing_is_written(value: float, tmp_pa
         write_json(path, {"loss": value})
     assert path.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["a.json"]
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    kept = [".a.tmp.txt", ".hidden-file", "b-1.tmp.txt", "c.tmp", "metrics.jsonl"]
+    for name in kept:
+        (tmp_path / name).touch()
+    with atomic_path(tmp_path / "metrics.jsonl") as temporary, atomic_path(tmp_path / "x") as other:
+        left = [temporary.name, other.name]
+        copies = [temporary.read_bytes(), other.read_bytes()]
+    for name, content in zip(left, copies, strict=True):
+        (tmp_path / name).write_bytes(content)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([*kept, "x"])

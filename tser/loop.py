@@ -1,0 +1,293 @@
+"""The training loop of one model: epochs, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tser.checkpoints import save_checkpoint, save_weights
+from tser.config import RunConfig, TrainConfig
+from tser.data import ImageData, Split
+from tser.data.feed import TrainingFeed, batches_in_order
+from tser.data.images import static
+from tser.distributed import current_share, gather, spread
+from tser.errors import InputFileError, TserError, UsageError
+from tser.metrics import correct_per_step
+from tser.metrics_log import MetricsLog
+from tser.optim import learning_rate, make_optimizer
+from tser.progress import Reporter
+from tser.runs import Run
+from tser.step import (
+    NotFinite,
+    Phase,
+    Tally,
+    accumulate_gradients,
+    check_finite,
+    clip_gradients,
+    is_out_of_memory,
+    out_of_memory,
+)
+
+Keep = Callable[[int, Tally], None]
+"""(batches of this epoch done, their sums): writes a checkpoint within an epoch."""
+
+
+def fit(
+    phase: Phase, data: ImageData, config: RunConfig, run: Run, state: dict[str, Any] | None
+) -> None:
+    """Train one model to the end, with a checkpoint and a row of metrics after every epoch.
+
+    All processes of a run call this; the first one writes.
+
+    Args:
+        phase: what to train.
+        data: on what.
+        config: how.
+        run: where the files go.
+        state: a checkpoint; it is continued if it is of this phase.
+
+    Raises:
+        InputFileError: the checkpoint is of another network.
+        UsageError: there are too few images for the processes.
+        TserError: the loss is no longer finite, or memory has run out.
+    """
+    train, share = config.train, current_share()
+    optimizer = make_optimizer(phase.model, train, phase.lr)
+    first, done, tally = _restore(phase, optimizer, run, state)
+
+    def keep(epoch: int, step: int, tally: Tally) -> None:
+        tallies = gather(tally.plain())
+        if share.rank == 0:
+            save_checkpoint(
+                {
+                    "phase": phase.name,
+                    "epoch": epoch,
+                    "step": step,
+                    "tallies": tallies,
+                    "model": phase.model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+                run.checkpoint,
+            )
+
+    per_epoch = len(make_feed(phase, data, config, first))
+    if per_epoch == 0:
+        raise UsageError(
+            f"{len(data.train)} training images are too few for {share.world} processes: "
+            "batch norm needs two for each"
+        )
+    steps = phase.epochs * per_epoch, first * per_epoch + done
+    quiet = share.rank > 0
+    with (
+        MetricsLog(run, tensorboard=train.tensorboard and not quiet) as log,
+        Reporter(phase.name, *steps, quiet=quiet) as reporter,
+    ):
+        for epoch in range(first, phase.epochs):
+            started = time.monotonic()
+            row = train_epoch(
+                phase,
+                optimizer,
+                data,
+                config,
+                epoch,
+                reporter,
+                done=done,
+                tally=tally,
+                keep=partial(keep, epoch),
+            )
+            done, tally = 0, Tally()
+            row["val_accuracy"] = _validate(phase, data, train)
+            row |= {"phase": phase.name, "epoch": epoch + 1, "seconds": time.monotonic() - started}
+            if share.rank == 0:
+                log.write(row)
+            shown = {key: value for key, value in row.items() if isinstance(value, float)}
+            shown["val_accuracy"] = row["val_accuracy"][-1]
+            del shown["seconds"], shown["lr"]
+            reporter.epoch(epoch + 1, phase.epochs, shown)
+            keep(epoch + 1, 0, tally)
+    if share.rank == 0:
+        save_weights(phase.model, run.teacher if phase.name == "teacher" else run.student)
+
+
+def _restore(
+    phase: Phase, optimizer: torch.optim.Optimizer, run: Run, state: dict[str, Any] | None
+) -> tuple[int, int, Tally]:
+    """Continue from ``state``; returns epochs done, batches of the next one done, their sums."""
+    if state is None or state["phase"] != phase.name:
+        return 0, 0, Tally()
+    share, tally = current_share(), Tally()
+    try:
+        phase.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        # As many processes as before get each its own sums back, so that rounding is the same.
+        for plain in state.get("tallies", [])[share.rank :: share.world]:
+            tally.add(Tally(**plain))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputFileError(
+            f"{run.checkpoint} is of another network than the configured {phase.name}; "
+            "delete it to train this phase from its start"
+        ) from error
+    return state["epoch"], state.get("step", 0), tally
+
+
+def make_feed(phase: Phase, data: ImageData, config: RunConfig, epoch: int) -> TrainingFeed:
+    """The batches of this process in one epoch.
+
+    Order and augmentation depend on seed, phase and epoch alone, so a resumed run repeats them.
+    """
+    seed = config.train.seed * 1_000_003 + epoch * 2 + (phase.name == "student")
+    return TrainingFeed(data, config.data, config.train.batch_size, seed, current_share())
+
+
+def train_epoch(
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    data: ImageData,
+    config: RunConfig,
+    epoch: int,
+    reporter: Reporter,
+    *,
+    done: int = 0,
+    tally: Tally | None = None,
+    keep: Keep | None = None,
+) -> dict[str, Any]:
+    """Train for one epoch; returns its row of metrics.
+
+    Args:
+        phase: what to train.
+        optimizer: of its parameters.
+        data: on what.
+        config: how.
+        epoch: which, from 0.
+        reporter: told of every step.
+        done: batches that were trained on before the interruption.
+        tally: their sums.
+        keep: called after every ``checkpoint_steps`` batches.
+
+    Raises:
+        TserError: the loss is no longer finite, or memory has run out.
+    """
+    device = next(phase.model.parameters()).device
+    train = config.train
+    feed = make_feed(phase, data, config, epoch)
+    tally = tally or Tally()
+    timesteps = _timesteps(phase, train, epoch)
+    phase.model.train()
+    number, lr = done, 0.0
+    try:
+        for number, (images, labels) in enumerate(feed.starting_at(done), done):
+            images, labels = images.to(device), labels.to(device)
+            if timesteps != phase.timesteps:
+                images = static(images)  # one step sees the mean of all frames
+            if train.channels_last and images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            progress = epoch + number / len(feed)
+            lr = learning_rate(phase.lr, progress, phase.epochs, train.warmup_epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            _seed_step(phase, train.seed, epoch, number)
+            tally.add(_optimise(phase, optimizer, images, labels, train))
+            reporter.step()
+            steps = number + 1
+            due = train.checkpoint_steps and steps % train.checkpoint_steps == 0
+            if keep and due and steps < len(feed):
+                keep(steps, tally)
+        # The last step has no next loss to show what it did, and its weights are what is saved.
+        spread(phase.model, parameters=False)
+        state = phase.model.state_dict().values()
+        finite = all(bool(value.isfinite().all()) for value in state)
+        check_finite({"weights": 0.0 if finite else math.nan})
+    except NotFinite as error:
+        key = "teacher.lr" if phase.name == "teacher" else "train.lr"
+        raise TserError(
+            f"training the {phase.name} broke in epoch {epoch + 1}, step {number + 1}: "
+            f"'{error}' is not finite; lower the learning rate (--set {key}=…) and train again"
+        ) from error
+    whole = Tally()
+    for part in gather(tally):
+        whole.add(part)
+    return whole.means() | {"lr": lr} | ({} if timesteps is None else {"timesteps": timesteps})
+
+
+def _optimise(
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    train: TrainConfig,
+) -> Tally:
+    """One step of the optimiser."""
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        tally = accumulate_gradients(phase, images, labels, train.accumulate)
+        if train.clip_norm:
+            norm = clip_gradients(phase.model, train.clip_norm)
+            tally.totals["grad_norm"] = norm * tally.seen
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return tally
+    # Here, not above: what the failed step held is free once its error is forgotten.
+    raise out_of_memory(phase, train, images, labels)
+
+
+def _timesteps(phase: Phase, train: TrainConfig, epoch: int) -> int | None:
+    """T of a student in this epoch, which is set in the model; None for a teacher."""
+    if phase.timesteps is None:
+        return None
+    timesteps = 1 if epoch < train.curriculum_epochs else phase.timesteps
+    phase.model.timesteps = timesteps  # type: ignore[assignment]
+    return timesteps
+
+
+def _seed_step(phase: Phase, seed: int, epoch: int, number: int) -> None:
+    """Make the randomness inside a network (dropout) a function of the step and the process."""
+    place = [seed, epoch, phase.name == "student", number, current_share().rank]
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+
+def _validate(phase: Phase, data: ImageData, train: TrainConfig) -> list[float]:
+    """Accuracy on the validation split, of the network as it will be used: all T steps, float32."""
+    if phase.timesteps is not None:
+        phase.model.timesteps = phase.timesteps  # type: ignore[assignment]
+    held = train.batch_size // current_share().world // train.accumulate
+    return accuracy(phase.model, data, data.val, held, still=phase.timesteps is None)
+
+
+def accuracy(
+    model: nn.Module, data: ImageData, split: Split, batch_size: int, *, still: bool = False
+) -> list[float]:
+    """Accuracy after each step (one entry for a teacher), shared out among the processes.
+
+    Args:
+        model: on its device, the same in every process.
+        data: the set that ``split`` belongs to.
+        split: which images.
+        batch_size: of training; four times as many fit here, where no gradient is taken.
+        still: show the mean of the frames instead of the frames.
+    """
+    device, share = next(model.parameters()).device, current_share()
+    model.eval()
+    mine = split
+    if share.world > 1:
+        mine = split.select(torch.arange(share.rank, len(split), share.world))
+    correct: list[int] = []
+    with torch.inference_mode():
+        for images, labels in batches_in_order(data, mine, 4 * batch_size):
+            images = images.to(device)
+            logits = model(static(images) if still else images)
+            logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
+            right = correct_per_step(logits.cpu(), labels).tolist()
+            correct = [a + b for a, b in zip_longest(correct, right, fillvalue=0)]
+    sums = [sum(counts) for counts in zip_longest(*gather(correct), fillvalue=0)]
+    return [count / len(split) for count in sums]

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tser.cli.console import DataRoot, JsonFlag, guarded, percent, say, show_json, show_table
+from tser.cli.console import (
+    DataRoot,
+    JsonFlag,
+    StudentFactory,
+    TeacherFactory,
+    guarded,
+    percent,
+    say,
+    show_json,
+    show_table,
+)
+
+
+class Split(StrEnum):
+    """Which images."""
+
+    test = "test"
+    val = "val"
+
+
+IMAGES = {Split.test: "test", Split.val: "validation"}
 
 
 @guarded
@@ -15,20 +37,27 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest.")
     ] = None,
+    split: Annotated[
+        Split, typer.Option(help="test writes eval.json; val is only printed.")
+    ] = Split.test,
+    student: StudentFactory = None,
+    teacher: TeacherFactory = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Test accuracy after each step t = 1..T, and firing rates."""
+    """Accuracy and calibration after each step t = 1..T, early exit, and firing rates."""
     from tser.files import write_json
     from tser.runs import find_run
 
-    found = find_run(run)
+    found = replace(find_run(run), factories=tuple(name for name in (student, teacher) if name))
     if run is None:
         say(f"run: {found.path}")
     from tser.evaluate import evaluate as compute
 
-    result = compute(found, Path(data_root) if data_root else None)
-    write_json(found.evaluation, result)
+    result = compute(found, Path(data_root) if data_root else None, split=split.value)
+    if split is Split.test:
+        write_json(found.evaluation, result)
+        say(f"wrote {found.evaluation}")
     if as_json:
         show_json(result)
         return
@@ -37,7 +66,7 @@ def evaluate(
     if result["teacher_accuracy"] is not None:
         rows = [["teacher (ANN)", percent(result["teacher_accuracy"]), ""], *rows]
     show_table(
-        f"{result['data']}: {result['samples']} test images",
+        f"{result['data']}: {result['samples']} {IMAGES[split]} images",
         ["after", "accuracy", "calibration error"],
         rows,
     )

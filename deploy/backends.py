@@ -12,14 +12,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from torch import Tensor, nn
 
 from tser.deploy.interpreter import run
 from tser.errors import InputFileError
 from tser.export.graph import Graph
 from tser.export.onnx_file import model_metadata
 from tser.layers import Student
-from tser.neurons import LIF
+from tser.recording import Recorder, spiking_layers
+from tser.user_models import UserStudent
 
 Array = NDArray[Any]
 
@@ -45,7 +45,7 @@ class Backend(Protocol):
     source: str
 
     def __call__(self, x: Array) -> Trace:
-        """Run a batch ``[B, C, H, W]``, float32."""
+        """Run a batch ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``, float32."""
         ...
 
 
@@ -54,34 +54,27 @@ class TorchBackend:
 
     Args:
         student: in eval mode.
-        modules: path of each LIF module by NIR node name.
+        modules: path of each spiking layer by NIR node name.
         source: where its weights come from.
+
+    Raises:
+        KeyError: a path that is not a spiking layer.
     """
 
     name = "torch"
 
-    def __init__(self, student: Student, modules: dict[str, str], source: str) -> None:
-        self.student, self.modules, self.source = student, modules, source
+    def __init__(
+        self, student: Student | UserStudent, modules: dict[str, str], source: str
+    ) -> None:
+        self.student, self.source = student, source
+        firing = spiking_layers(student)
+        self._layers = {name: firing[path] for name, path in modules.items()}
 
     def __call__(self, x: Array) -> Trace:
-        """Run a batch ``[B, C, H, W]``."""
-        spikes: dict[str, Array] = {}
-        handles = []
-        for name, path in self.modules.items():
-            layer = self.student.get_submodule(path)
-            if not isinstance(layer, LIF):
-                raise TypeError(f"{path} is not a LIF layer")
-
-            def keep(module: nn.Module, args: Any, out: Tensor, name: str = name) -> None:
-                spikes[name] = out.detach().cpu().numpy() > 0
-
-            handles.append(layer.register_forward_hook(keep))
-        try:
-            with torch.inference_mode():
-                logits = self.student(torch.from_numpy(np.ascontiguousarray(x)))
-        finally:
-            for handle in handles:
-                handle.remove()
+        """Run a batch ``[B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        with torch.inference_mode(), Recorder(self._layers) as recorder:
+            logits = self.student(torch.from_numpy(np.ascontiguousarray(x)))
+        spikes = {name: value.cpu().numpy() > 0 for name, value in recorder.spikes.items()}
         return Trace(logits.numpy(), spikes)
 
 
@@ -101,7 +94,7 @@ class NirBackend:
         self._dtype: type[np.floating[Any]] = np.float64 if double else np.float32
 
     def __call__(self, x: Array) -> Trace:
-        """Run a batch ``[B, *input_shape]``."""
+        """Run a batch ``[B, *input_shape]`` or ``[T, B, *input_shape]``."""
         names = [node.name for node in self.graph.spiking]
         logits, kept = run(self.graph, x, self.timesteps, dtype=self._dtype, record=names)
         return Trace(logits, {name: value > 0 for name, value in kept.items()})
@@ -129,6 +122,8 @@ class OnnxBackend:
     ) -> None:
         self.source, self._layers = source, layers
         self._sequence = model_metadata(model).get("encoding") == "sequence"
+        inputs = model.graph.input[:1]  # fewer than one is refused where it is run
+        self._rank = max((len(one.type.tensor_type.shape.dim) for one in inputs), default=0)
         try:
             self._timesteps = int(model_metadata(model).get("timesteps", "0"))
         except ValueError as error:
@@ -147,8 +142,15 @@ class OnnxBackend:
         self._instrumented = session(copy, source)
 
     def __call__(self, x: Array) -> Trace:
-        """Run a batch ``[B, C, H, W]``."""
-        feed = np.repeat(x[None], self._timesteps, 0) if self._sequence else x
+        """Run a batch ``[B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        frames = x.ndim == self._rank + (not self._sequence)
+        if frames and not self._sequence:
+            raise InputFileError(
+                f"{self.source} takes one image for all steps, not a frame for each; "
+                "export it with --encoding sequence"
+            )
+        batch = x.shape[1] if frames else len(x)
+        feed = np.repeat(x[None], self._timesteps, 0) if self._sequence and not frames else x
         feeds = {"input": np.ascontiguousarray(feed, dtype=np.float32)}
         try:
             (logits,) = self._plain.run(["logits"], feeds)
@@ -158,12 +160,12 @@ class OnnxBackend:
             raise InputFileError(f"ONNX Runtime cannot run {self.source}: {reason}") from error
         spikes = {}
         for (name, shape), value in zip(self._layers.items(), values, strict=True):
-            if value.shape != (len(logits) * len(x), *shape):
+            if value.shape != (len(logits) * batch, *shape):
                 raise InputFileError(
                     f"{self.source}: layer {name!r} gives shape {value.shape[1:]}, not {shape}; "
                     "it is the export of another network"
                 )
-            spikes[name] = (value > 0).reshape(len(logits), len(x), *shape)
+            spikes[name] = (value > 0).reshape(len(logits), batch, *shape)
         return Trace(logits, spikes)
 
 

@@ -15,7 +15,8 @@ inputs only. One membrane step adds
     e_t \le |1 - a| e_{t-1} + |a| e_i + 8u \,(|a| (|i| + |v_{leak}| + |v_{t-1}|) + |v_t|)
 
 where a = dt / tau and :math:`e_i` is the bound on the current; the factor 8 covers the rounding of
-a itself and of the four operations. A reset starts again from an exact value.
+a itself and of the four operations. A reset starts again from an exact value. A synaptic current
+``I += g x``, ``I -= b I`` is bounded in the same way, and its bound is then that of the current.
 
 Where every term is a multiple of one power of two g and their absolute sum is at most
 :math:`2^{24} g`, float32 adds them exactly in any order: the bound is 0, and even a spike at
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Trace
 from tser.deploy.interpreter import sum_inputs
 from tser.deploy.numeric import STATELESS, convolve
-from tser.export.graph import SPIKING, Graph, Node, decay
+from tser.export.graph import NEURONS, SPIKING, Graph, Node, decay
 from tser.export.shapes import window
 
 Array = NDArray[np.float64]
@@ -79,7 +80,7 @@ class Audit:
 
     Args:
         graph: the graph that the run claims to execute; feed-forward.
-        x: the batch ``[B, ...]``.
+        x: the batch ``[B, ...]``, or ``[T, B, ...]`` where it changes over time.
         trace: what was recorded.
         bias_magnitude: per node, a bound on the terms behind its folded bias, ``[C]``.
     """
@@ -92,7 +93,10 @@ class Audit:
         bias_magnitude: dict[str, NDArray[np.float64]],
     ) -> None:
         self._graph, self._trace, self._bias = graph, trace, bias_magnitude
-        image = x.astype(np.float64)[None]
+        self._steps = len(trace.logits)
+        image = x.astype(np.float64)
+        if x.ndim == len(graph.input.output_shape) + 1:
+            image = image[None]
         self._known = {graph.input.name: Bounded(image, np.zeros_like(image))}
 
     def current(self, node: Node) -> Bounded:
@@ -111,34 +115,44 @@ class Audit:
         """``v - v_threshold`` before the reset, given the recorded inputs and resets.
 
         Args:
-            node: a LIF or IF layer.
+            node: a layer that fires.
 
         Returns:
             ``[T, B, ...]``.
         """
+        v = self._membrane(node, self._trace.spikes[node.name])
+        return Bounded(v.value - np.asarray(node.op.v_threshold, np.float64), v.error)
+
+    def _membrane(self, node: Node, spikes: NDArray[np.bool_] | None) -> Bounded:
+        """The membrane potential before the reset, ``[T, B, ...]``.
+
+        Args:
+            node: a neuron layer.
+            spikes: recorded, after which the membrane starts again from ``v_reset``; None for a
+                layer that does not fire.
+        """
         op, dt = node.op, self._graph.dt
-        if isinstance(op, nir.LIF):
-            rate = decay(dt, op.tau)
-            leak, rest = rate, np.asarray(op.v_leak, np.float64)
-            gain = rate * np.asarray(op.r, np.float64)
-        elif isinstance(op, nir.IF):
+        current = self.current(node)
+        if isinstance(op, nir.CubaLIF | nir.CubaLI):
+            current = self._synapse(op, current)
+        if isinstance(op, nir.IF | nir.I):
             gain = dt * np.asarray(op.r, np.float64)
             leak, rest = np.zeros_like(gain), np.zeros_like(gain)
         else:
-            raise NotCertifiable(f"no rounding bound is derived for {node.kind} ({node.name!r})")
-        threshold = np.asarray(op.v_threshold, np.float64)
-        reset = np.asarray(op.v_reset, np.float64)
-        current, spikes = self.current(node), self._trace.spikes[node.name]
-        steps = len(spikes)
-        constants = (gain, leak, rest, threshold, reset)
+            tau = op.tau_mem if isinstance(op, nir.CubaLIF | nir.CubaLI) else op.tau
+            leak, rest = decay(dt, tau), np.asarray(op.v_leak, np.float64)
+            gain = leak * np.asarray(op.r, np.float64)
+        reset = np.asarray(op.v_reset if spikes is not None else rest, np.float64)
+        constants = (gain, leak, rest, getattr(op, "v_threshold", 0.0), reset)
         no_rounding = not current.error.any() and all(
-            (value == value.astype(np.float32)).all() for value in constants
+            (value == np.asarray(value, np.float32)).all() for value in map(np.asarray, constants)
         )
         driving, leaking, quantum = grid(gain) * grid(current.value), grid(leak), grid(rest)
-        v = np.broadcast_to(rest, spikes.shape[1:]).astype(np.float64)
+        shape = (self._steps, *current.value.shape[1:])
+        v = np.broadcast_to(rest, shape[1:]).astype(np.float64)
         error = np.zeros_like(v)
-        margin, bound = np.empty(spikes.shape), np.empty(spikes.shape)
-        for t in range(steps):
+        potential, bound = np.empty(shape), np.empty(shape)
+        for t in range(self._steps):
             source = t if len(current.value) > 1 else 0
             i, e = current.value[source], current.error[source]
             size = np.abs(gain) * np.abs(i) + np.abs(leak) * (np.abs(rest) + np.abs(v) + error)
@@ -149,17 +163,40 @@ class Audit:
             no_rounding = no_rounding and exact(quantum, size + np.abs(before))
             if not no_rounding:
                 error = error + EXTRA * UNIT * (size + np.abs(v) + error)
-            margin[t], bound[t] = v - threshold, error
-            v = np.where(spikes[t], reset, v)
-            error = np.where(spikes[t], 0.0, error)
-            quantum = min(quantum, grid(reset))
-        return Bounded(margin, bound)
+            potential[t], bound[t] = v, error
+            if spikes is not None:
+                v = np.where(spikes[t], reset, v)
+                error = np.where(spikes[t], 0.0, error)
+                quantum = min(quantum, grid(reset))
+        return Bounded(potential, bound)
+
+    def _synapse(self, op: Any, x: Bounded) -> Bounded:
+        """The synaptic current that drives the membrane, ``[T, B, ...]``; a reset leaves it."""
+        rate = decay(self._graph.dt, op.tau_syn)
+        gain = rate * np.asarray(op.w_in, np.float64)
+        shape = (self._steps, *x.value.shape[1:])
+        current, error = np.zeros(shape[1:]), np.zeros(shape[1:])
+        values, bounds = np.empty(shape), np.empty(shape)
+        for t in range(self._steps):
+            source = t if len(x.value) > 1 else 0
+            driven = gain * x.value[source]
+            size = np.abs(current) + np.abs(driven)
+            current = current + driven
+            error = error + np.abs(gain) * x.error[source]
+            error = error + EXTRA * UNIT * (size + error)
+            values[t], bounds[t] = current, error
+            rounding = EXTRA * UNIT * (1 + np.abs(rate)) * (np.abs(current) + error)
+            error = np.abs(1 - rate) * error + rounding
+            current = current - rate * current
+        return Bounded(values, bounds)
 
     def _output(self, node: Node) -> Bounded:
         if node.name not in self._known:
             if isinstance(node.op, SPIKING):
                 value = self._trace.spikes[node.name].astype(np.float64)
                 self._known[node.name] = Bounded(value, np.zeros_like(value))
+            elif isinstance(node.op, NEURONS):
+                self._known[node.name] = self._membrane(node, None)
             else:
                 self._known[node.name] = self._linear(node, self.current(node))
         return self._known[node.name]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     EngFormatter,
     FuncFormatter,
     MaxNLocator,
     NullFormatter,
-    PercentFormatter,
 )
 from numpy.typing import NDArray
 
@@ -52,6 +52,7 @@ def line_chart(
     y_label: str,
     percentages: bool = False,
     logarithmic: bool = False,
+    from_zero: bool = False,
     level: tuple[str, float] | None = None,
 ) -> str:
     """Lines over whole numbers, such as steps or epochs.
@@ -64,6 +65,7 @@ def line_chart(
         y_label: with unit.
         percentages: values are shares of 1.
         logarithmic: values are positive and span decades.
+        from_zero: the y axis begins at 0.
         level: a dashed line across, with its label.
     """
 
@@ -92,13 +94,80 @@ def line_chart(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         if percentages:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+            _shares(axes.yaxis)
             low, high = axes.get_ylim()
             axes.set_ylim(low, min(high, 1 + 0.04 * (1 - low)))
+        if from_zero:
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         _legend(figure, axes)
 
     return inline_svg(key, title, (5.0, 3.2), draw)
+
+
+def exit_chart(
+    key: str, title: str, exits: Sequence[tuple[float, float, float]], fixed: Sequence[float]
+) -> str:
+    """Accuracy over the steps used: stopping at a confidence beside always taking t steps.
+
+    A point tells its numbers to a mouse that rests on it, and its threshold to everyone where
+    there is room.
+
+    Args:
+        key: unique in the page.
+        title: for who cannot see it.
+        exits: threshold, mean steps and accuracy, by rising threshold.
+        fixed: accuracy after t = 1..T steps.
+    """
+    hints = {
+        f"stop-{number}": f"confidence {threshold:g}: {100 * right:.1f} % with {mean:.2f} steps"
+        for number, (threshold, mean, right) in enumerate(exits)
+    }
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        steps = np.arange(1, len(fixed) + 1)
+        stops = [(mean, right) for _, mean, right in exits]
+        for label, points, colour, look in (
+            ("always t steps", list(zip(steps, fixed, strict=True)), INK, "s:"),
+            ("stop at a confidence", stops, SERIES[0], "o-"),
+        ):
+            axes.plot(*zip(*points, strict=True), look, color=colour, label=label)
+        for gid, point in zip(hints, stops, strict=True):  # unseen, and easier to hit than a dot
+            axes.plot(*point, "o", markersize=11, alpha=0, gid=gid)
+        axes.set(xlabel="mean steps used", ylabel="test accuracy")
+        axes.margins(0.06, 0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+        _shares(axes.yaxis)
+        for threshold, mean, right in _apart(exits, axes):
+            axes.annotate(
+                f"{threshold:g}",
+                (mean, right),
+                xytext=(-2, 4),  # beside a curve that rises or is level
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=SERIES[0],
+            )
+        _legend(figure, axes)
+
+    return inline_svg(key, title, (5.0, 3.2), draw, hints)
+
+
+def _apart(
+    exits: Sequence[tuple[float, float, float]], axes: Axes
+) -> list[tuple[float, float, float]]:
+    """The points whose labels do not touch, by rising threshold."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    kept: list[tuple[float, float, float]] = []
+    for point in exits:
+        near = (
+            abs(point[1] - other[1]) < 0.08 * (right - left)
+            and abs(point[2] - other[2]) < 0.08 * (high - low)
+            for other in kept
+        )
+        if not any(near):
+            kept.append(point)
+    return kept
 
 
 def rate_chart(
@@ -131,8 +200,7 @@ def rate_chart(
                 label=shown.get(t),
             )
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        _shares(axes.xaxis)
         axes.set_xlim(left=0)
         _legend(figure, axes)
 
@@ -217,6 +285,12 @@ def _rows(figure: Figure, names: list[str]) -> Axes:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return axes
+
+
+def _shares(axis: Axis) -> None:
+    """Shares of 1 as percentages, with no more digits than they need."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

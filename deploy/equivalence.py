@@ -152,10 +152,10 @@ def compare(
     """Run everything on the same inputs and compare every spike.
 
     Args:
-        graph: the graph that all claim to execute.
+        graph: the reference's; what is recorded, of all executors, is certified on it.
         reference: usually the PyTorch student.
         candidates: executors of the exported graph.
-        batches: ``(x [B, C, H, W], labels [B] or None)``.
+        batches: ``(x [B, C, H, W] or [T, B, C, H, W], labels [B] or None)``.
         bias_magnitude: see ``Audit``; widens the bound for the reference's unfolded batch norm.
 
     Returns:
@@ -168,7 +168,7 @@ def compare(
     for x, labels in batches:
         expected = reference(x)
         _count_correct(evidence, reference.name, expected.logits, labels)
-        steps = len(expected.logits)
+        steps, count = expected.logits.shape[:2]
         for number, backend in enumerate(candidates):
             if number == len(evidence.comparisons):
                 tallies = {node.name: _empty(node, steps) for node in graph.spiking}
@@ -177,8 +177,8 @@ def compare(
             _count_correct(evidence, backend.name, actual.logits, labels)
             comparison = evidence.comparisons[number]
             _compare_batch(graph, comparison, x, (expected, actual), bias_magnitude or {})
-            comparison.samples += len(x)
-        evidence.samples += len(x)
+            comparison.samples += count
+        evidence.samples += count
     return evidence
 
 
@@ -212,7 +212,8 @@ def _compare_batch(
             f"{expected.logits.shape} (steps, samples, classes)"
         )
     flipped: dict[str, NDArray[np.bool_]] = {}
-    touched = np.zeros(len(x), bool)
+    count = expected.logits.shape[1]
+    touched = np.zeros(count, bool)
     for node in graph.spiking:
         a, b = expected.spikes[node.name], actual.spikes[node.name]
         tally, axes = comparison.layers[node.name], tuple(range(1, a.ndim))
@@ -222,13 +223,14 @@ def _compare_batch(
         if flips.any():
             flipped[node.name] = flips
             tally.flips += flips.sum(axes)
-            touched |= np.moveaxis(flips, 1, 0).reshape(len(x), -1).any(1)
+            touched |= np.moveaxis(flips, 1, 0).reshape(count, -1).any(1)
     try:
         if flipped:
             # Samples without a flip have nothing to explain, and there are many of them.
             samples = np.flatnonzero(touched)
             parts = _selected(expected, samples), _selected(actual, samples)
-            audits = _audits(graph, x[samples], parts, bias_magnitude)
+            chosen = x[:, samples] if x.ndim == len(graph.input.output_shape) + 2 else x[samples]
+            audits = _audits(graph, chosen, parts, bias_magnitude)
             flipped = {name: flips[:, samples] for name, flips in flipped.items()}
             if comparison.first_divergence is None:
                 found = _first(graph, flipped, parts[0], audits[0])
@@ -240,16 +242,20 @@ def _compare_batch(
             audits = _audits(graph, x, traces, bias_magnitude)
             for trace, audit in zip(traces, audits, strict=True):
                 bounded = audit.logits()
-                off = np.abs(trace.logits - bounded.value) > bounded.error
+                off = ~(np.abs(trace.logits - bounded.value) <= bounded.error)  # NaN is off
                 comparison.logits_outside_bound += int(off.sum())
     except NotCertifiable as error:
         comparison.uncertifiable = str(error)
     difference = np.abs(expected.logits.astype(np.float64) - actual.logits)
+    difference[~np.isfinite(difference)] = np.finfo(np.float32).max  # JSON has no infinity
     comparison.logits_max_difference = max(
         comparison.logits_max_difference, float(difference.max(initial=0))
     )
     answers = [trace.logits.sum(0).argmax(-1) for trace in traces]
-    comparison.argmax_differences += int((answers[0] != answers[1]).sum())
+    differ = answers[0] != answers[1]
+    for trace in traces:
+        differ |= ~np.isfinite(trace.logits).all((0, 2))
+    comparison.argmax_differences += int(differ.sum())
 
 
 def _selected(trace: Trace, samples: NDArray[np.intp]) -> Trace:

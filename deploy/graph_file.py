@@ -9,7 +9,7 @@ import onnx
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.nir_file import read_nir
-from tser.export.onnx_file import model_metadata, read_onnx
+from tser.export.onnx_file import model_metadata
 
 
 def open_nir(path: Path, dt: float | None = None) -> Graph:
@@ -22,19 +22,10 @@ def open_nir(path: Path, dt: float | None = None) -> Graph:
     return resolve(read_nir(path), dt, str(path))
 
 
-def open_onnx(path: Path, graph: Graph) -> onnx.ModelProto:
-    """An ONNX model that was compiled from ``graph``.
-
-    Raises:
-        InputFileError: missing, damaged, or compiled from another graph.
-    """
-    model = read_onnx(path)
+def is_compiled_from(model: onnx.ModelProto, graph: Graph) -> bool:
+    """Whether ``model`` states the digest of ``graph``."""
     stated = model_metadata(model).get("nir_sha256", "")
-    if not stated or stated != graph.metadata.get("sha256"):
-        raise InputFileError(
-            f"{path} was not compiled from this NIR graph (their digests differ); export both again"
-        )
-    return model
+    return bool(stated) and stated == graph.metadata.get("sha256")
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tser.deploy.report_blocks import Section
 from tser.deploy.report_checks import reproduce, validation
+from tser.deploy.report_confidence import calibration, early_exit
 from tser.deploy.report_costs import energy, operations
 from tser.deploy.report_raster import raster
 from tser.deploy.report_results import Results, read_results
@@ -39,6 +40,9 @@ def write_report(run: Run, out: Path | None = None, root: Path | None = None) ->
     path = out or run.report
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the file to write the report to")
+    inside = path.resolve().parent == run.path.resolve()
+    if inside and path.exists() and path.suffix != ".html":
+        raise UsageError(f"{path} is a file of the run, not a report; choose another --out")
     results = read_results(run)
     text = to_html(results.run.path.resolve().name, sections(results, root))
     write_text(path, text)
@@ -50,6 +54,8 @@ def sections(results: Results, root: Path | None = None) -> list[Section]:
     return [
         summary(results),
         accuracy(results),
+        early_exit(results),
+        calibration(results),
         learning(results),
         firing(results),
         raster(results, root),

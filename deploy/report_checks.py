@@ -51,6 +51,7 @@ def validation(results: Results) -> Section:
         _overview(found),
         _accuracies(found),
         *_static(found, results),
+        *_contradictions(found),
     ]
     for backend in found.backends:
         blocks += _backend(backend, found.timesteps)
@@ -97,6 +98,13 @@ def _static(found: ValidationResult, results: Results) -> tuple[Block, ...]:
         return (heading, text)
     note = Note("The checked graph is not a fresh export of the student.", tone="caution")
     return (heading, note, Bullets("Differences:", tuple(found.static.differences)))
+
+
+def _contradictions(found: ValidationResult) -> tuple[Block, ...]:
+    if not found.contradictions:
+        return ()
+    note = Note("The file says of itself what is not so; the verdict is E3.", tone="caution")
+    return (note, Bullets("It says:", tuple(found.contradictions)))
 
 
 def _backend(backend: BackendResult, timesteps: int) -> tuple[Block, ...]:

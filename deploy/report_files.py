@@ -53,6 +53,7 @@ class Epoch(_Part):
     ce: float | None = None
     kl: float | None = None
     entropy: float | None = None
+    self_kl: float | None = None
     train_accuracy: Share
     val_accuracy: Annotated[list[Share], Field(min_length=1)]
     """After each step; one entry for a teacher."""
@@ -79,15 +80,34 @@ class LayerRate(_Part):
     firing_rate_per_step: list[Share]
 
 
-class Evaluation(_Measured):
-    """eval.json."""
+class Exit(_Part):
+    """What stopping at a confidence gives."""
 
+    threshold: Share
+    accuracy: Share
+    mean_steps: Annotated[float, Field(ge=1)]
+
+
+class Evaluation(_Measured):
+    """eval.json; None is what an earlier version of tser did not write."""
+
+    split: Literal["test"] = "test"
     accuracy: list[Share]
+    calibration_error: list[Share] | None = None
+    early_exit: list[Exit] | None = None
     teacher_accuracy: Share | None
     layers: list[LayerRate]
 
+    @model_validator(mode="after")
+    def _exits_in_time(self) -> Evaluation:
+        for point in self.early_exit or []:
+            if point.mean_steps > self.timesteps:
+                raise ValueError(f"{point.mean_steps:g} mean steps of {self.timesteps} timesteps")
+        return self
+
     def _per_step(self) -> Iterator[list[Any]]:
         yield self.accuracy
+        yield from [] if self.calibration_error is None else [self.calibration_error]
         yield from (layer.firing_rate_per_step for layer in self.layers)
 
 
@@ -150,6 +170,7 @@ class ValidationResult(_Measured):
     graph: str
     verdict: Verdict
     static: StaticCheck
+    contradictions: list[str] = []
     student_digest: str
     graph_digest: str | None = None
     accuracy: dict[str, list[Share]]

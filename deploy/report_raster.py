@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tser.data import ImageData
@@ -71,9 +72,10 @@ def raster(results: Results, root: Path | None = None) -> Section:
     )
     label = names[int(labels[0])] if int(labels[0]) < len(names) else str(int(labels[0]))
     image = Picture(
-        picture(data.test.images[0].numpy(), data.max_value),
+        _first_picture(data),
         f"Test image 0 of {data.name}, of class {label}",
-        f"Test image 0 of {data.name}: class {label}.",
+        f"Test image 0 of {data.name}: class {label}."
+        + (f" Its {data.frames} frames, averaged." if data.frames else ""),
     )
     table = _predictions(logits[:, 0], trains, names, label)
     return Section(
@@ -85,6 +87,15 @@ def raster(results: Results, root: Path | None = None) -> Section:
             Chart(chart, "A panel a layer: a row is a neuron, a column a step, a dash a spike."),
         ),
     )
+
+
+def _first_picture(data: ImageData) -> str:
+    """The first test image; of frames, the size of their mean, the largest being white."""
+    image = data.test.images_at(torch.tensor([0]))[0].numpy()
+    if data.frames is None:
+        return picture(image, data.max_value)
+    mean = np.abs(image.astype(np.float64).mean(0))
+    return picture((255 * mean / (mean.max() or 1)).astype(np.uint8), 255)
 
 
 def class_names(graph: Graph, data: ImageData, classes: int) -> list[str]:

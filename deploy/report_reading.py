@@ -29,7 +29,7 @@ def read_document(path: Path, kind: type[D], remedy: str) -> D | None:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise InputFileError(f"cannot read {path}: {error.strerror}") from error
+        raise InputFileError(f"cannot read {path} ({error.strerror}); {remedy}") from error
     except ValidationError as error:
         raise InputFileError(f"{path} {_fault(error)}; {remedy}") from error
 
@@ -45,7 +45,9 @@ def read_epochs(path: Path) -> list[Epoch]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise InputFileError(f"cannot read {path}: {error.strerror}") from error
+        raise InputFileError(
+            f"cannot read {path} ({error.strerror}); delete it to report without learning curves"
+        ) from error
     epochs = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -100,6 +100,11 @@ class Commands:
         return self._line("eval", self.run.path)
 
     @property
+    def evaluate_validation(self) -> str:
+        """Prints the same for the images on which choices may be made."""
+        return f"{self.evaluate} --split val"
+
+    @property
     def export_nir(self) -> str:
         """Makes model.nir."""
         return self._line("export", self.run.path, "--format", "nir")

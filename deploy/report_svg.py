@@ -11,7 +11,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -61,7 +61,11 @@ LONGEST_NAME = 30
 
 
 def inline_svg(
-    key: str, title: str, inches: tuple[float, float], draw: Callable[[Figure], None]
+    key: str,
+    title: str,
+    inches: tuple[float, float],
+    draw: Callable[[Figure], None],
+    hints: Mapping[str, str] | None = None,
 ) -> str:
     """A drawing that is fit to stand in an HTML page: ``<svg role="img">`` and nothing around it.
 
@@ -70,6 +74,7 @@ def inline_svg(
         title: for who cannot see it.
         inches: width and height.
         draw: draws on the empty figure.
+        hints: what is shown while the mouse rests on an artist, by its ``gid``.
     """
     file = io.BytesIO()
     with mpl.rc_context(), warnings.catch_warnings():
@@ -81,8 +86,13 @@ def inline_svg(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     root = ET.fromstring(file.getvalue())  # noqa: S314 drawn a line above
-    for element in root.iter():
+    for element in list(root.iter()):
+        hint = (hints or {}).get(element.get("id", ""))
         _make_inline(element, key)
+        if hint is not None:
+            note = ET.Element("title")
+            note.text = plain(hint, 200)
+            element.insert(0, note)
     for child in root.findall("defs"):
         if child.find("style") is not None:  # a rule for the whole page
             root.remove(child)

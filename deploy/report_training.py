@@ -146,7 +146,12 @@ def _loss_in_words(loss: LossConfig) -> str:
 
 def _loss_chart(student: list[Epoch], teacher: list[Epoch]) -> str:
     lines = []
-    parts = (("cross-entropy CE", "ce"), ("divergence KL", "kl"), ("entropy H", "entropy"))
+    parts = (
+        ("cross-entropy CE", "ce"),
+        ("divergence KL", "kl"),
+        ("entropy H", "entropy"),
+        ("self-divergence S", "self_kl"),
+    )
     for (label, part), colour in zip(parts, SERIES, strict=False):
         points = [(row.epoch, getattr(row, part)) for row in student]
         points = [(epoch, value) for epoch, value in points if value is not None]
@@ -199,7 +204,7 @@ def _last_epochs(student: list[Epoch], teacher: list[Epoch]) -> Table:
     for name, epochs in (("teacher", teacher), ("student", student)):
         if epochs:
             last = epochs[-1]
-            parts = (last.loss, last.ce, last.kl, last.entropy)
+            parts = (last.loss, last.ce, last.kl, last.entropy, last.self_kl)
             rows.append(
                 (
                     name,
@@ -212,9 +217,9 @@ def _last_epochs(student: list[Epoch], teacher: list[Epoch]) -> Table:
             )
     return Table(
         "The last epoch; accuracy of the student after all steps",
-        ("", "epoch", "loss", "CE", "KL", "H", "training", "validation", "all epochs [s]"),
+        ("", "epoch", "loss", "CE", "KL", "H", "S", "training", "validation", "all epochs [s]"),
         tuple(rows),
-        "lrrrrrrrr",
+        "lrrrrrrrrr",
     )
 
 

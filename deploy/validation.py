@@ -6,21 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from tser.checkpoints import load_run_data, load_student
 from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend
 from tser.deploy.equivalence import Comparison, Evidence, LayerTally, compare
-from tser.deploy.graph_file import check_suffix, open_nir, open_onnx
+from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import image_batches
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower
 from tser.export.nir_file import digest, flatten
-from tser.export.onnx_file import compile_onnx, read_onnx
+from tser.export.onnx_file import Encoding, compile_onnx, model_metadata, read_onnx
 from tser.runs import Run
 
-STATED = ("timesteps", "input_max_value", "input_mean", "input_std")
+STATED = (
+    "timesteps",
+    "encoding",
+    "input_max_value",
+    "input_mean",
+    "input_std",
+    "class_names",
+)
 """Metadata that say how a graph is to be run; a file may leave them out."""
 
 
@@ -51,29 +59,38 @@ def validate(
     student = load_student(run, data)
     lowered = lower(student, data)
     expected = resolve(lowered.graph, origin=str(run.path))
-    graph, candidates = _candidates(path, run, student.timesteps, expected)
-    differences = static_differences(expected, graph)
+    model = read_onnx(path) if path.suffix == ".onnx" else None
+    candidates: list[Backend]
+    if model is not None:
+        graph, candidates = expected, [OnnxBackend(model, _layers(expected), str(path))]
+        differences = onnx_differences(expected, model)
+        contradictions = onnx_contradictions(expected, model, digest(lowered.graph))
+    else:
+        graph, candidates = _candidates(path, run, student.timesteps, expected)
+        differences = static_differences(expected, graph)
+        contradictions = stated_differences(expected, graph)
+    # Certified against the student's own graph: the file's may state parameters that widen the
+    # bounds it is held to.
     evidence = compare(
-        graph,
+        expected,
         TorchBackend(student, lowered.modules, f"student of {run.path}"),
         candidates,
         image_batches(data, samples),
         lowered.bias_magnitude,
     )
     digests = {
-        "graph_digest": graph.metadata.get("sha256"),
+        "graph_digest": None if model is not None else graph.metadata.get("sha256"),
         "student_digest": digest(lowered.graph),
     }
-    return _document(path, run, evidence, differences, digests, data.name, student.timesteps)
+    document = _document(path, run, evidence, differences, digests, data.name, student.timesteps)
+    if contradictions:
+        document["verdict"] = "E3"
+    return document | {"contradictions": contradictions}
 
 
 def _candidates(
     path: Path, run: Run, timesteps: int, expected: Graph
 ) -> tuple[Graph, list[Backend]]:
-    if path.suffix == ".onnx":
-        # An ONNX file states no neuron parameters; the student's own graph says what it claims.
-        model = read_onnx(path)
-        return expected, [OnnxBackend(model, _layers(expected), str(path))]
     graph = open_nir(path)
     if [n.name for n in graph.spiking] != [n.name for n in expected.spiking] or any(
         graph.nodes[n.name].output_shape != n.output_shape for n in expected.spiking
@@ -82,11 +99,15 @@ def _candidates(
             f"{path} has other spiking layers than the student of {run.path}; "
             "name the run it was exported from"
         )
-    sibling = run.onnx
-    try:
-        model, source = open_onnx(sibling, graph), str(sibling)
-    except InputFileError:
-        model, source = compile_onnx(graph, timesteps), f"compiled from {path}"
+    model, source = None, f"compiled from {path}"
+    if run.onnx.exists():
+        model = read_onnx(run.onnx)
+        if is_compiled_from(model, graph):
+            source = str(run.onnx)
+        else:
+            source += f"; {run.onnx} is of another graph and was not checked"
+            model = None
+    model = model or compile_onnx(graph, timesteps)
     return graph, [
         NirBackend(graph, timesteps, str(path)),
         OnnxBackend(model, _layers(graph), source),
@@ -122,12 +143,53 @@ def static_differences(expected: Graph, actual: Graph) -> list[str]:
             for key in sorted(ours)
             if key not in theirs or not _equal(ours[key], theirs[key])
         ]
-    for key in STATED:
-        if key in actual.metadata and actual.metadata[key] != expected.metadata.get(key):
-            found.append(f"{key} is {actual.metadata[key]}, not {expected.metadata.get(key)}")
+    return sorted([*found, *stated_differences(expected, actual)])
+
+
+def stated_differences(expected: Graph, actual: Graph) -> list[str]:
+    """What a file says about how to run it that is not so; equal spikes do not make it right.
+
+    Args:
+        expected: lowered afresh from the student.
+        actual: as read from the file.
+    """
+    found = [
+        f"{key} is {actual.metadata[key]}, not {expected.metadata.get(key)}"
+        for key in STATED
+        if key in actual.metadata and actual.metadata[key] != expected.metadata.get(key)
+    ]
     if expected.dt != actual.dt:
         found.append(f"dt is {actual.dt:g} s, the student has {expected.dt:g} s")
-    return sorted(found)
+    return found
+
+
+def onnx_differences(expected: Graph, model: onnx.ModelProto) -> list[str]:
+    """How a model differs from one compiled afresh from the student, in a sentence."""
+    encoding: Encoding = "sequence" if _says(model, "encoding") == "sequence" else "direct"
+    if compile_onnx(expected, encoding=encoding).graph == model.graph:
+        return []
+    return ["its operators or constants are not those of a fresh export of the student"]
+
+
+def onnx_contradictions(expected: Graph, model: onnx.ModelProto, student: str) -> list[str]:
+    """What a model says about itself that is not so; see `stated_differences`.
+
+    Args:
+        expected: lowered afresh from the student.
+        model: as read.
+        student: digest of the student's graph.
+    """
+    wanted = {key: expected.metadata.get(key) for key in STATED if key != "encoding"}
+    wanted |= {"dt": expected.dt, "nir_sha256": student}
+    return [
+        f"{key} is {_says(model, key)}, not {value}"
+        for key, value in wanted.items()
+        if _says(model, key) not in (None, "", str(value))
+    ]
+
+
+def _says(model: onnx.ModelProto, key: str) -> str | None:
+    return model_metadata(model).get(key)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from tests.graphs import full, lif, network
 from tser.config import RunConfig, dump_config, parse_config
-from tser.deploy.charts import Line, line_chart, raster_chart, rate_chart
+from tser.deploy.charts import Line, exit_chart, line_chart, raster_chart, rate_chart
 from tser.deploy.report import write_report
 from tser.deploy.report_blocks import Table
 from tser.deploy.report_raster import evenly
@@ -25,6 +26,8 @@ EVIL = "<script>alert(1)</script>"
 SECTIONS = {
     "summary",
     "accuracy",
+    "early-exit",
+    "calibration",
     "learning",
     "firing",
     "raster",
@@ -66,6 +69,9 @@ class Page(HTMLParser):
             if name == "aria-labelledby":
                 self.references.append(value or "")
 
+    def handle_endtag(self, tag: str) -> None:
+        self.words += " " * (tag in ("td", "th"))
+
     def handle_data(self, data: str) -> None:
         self.words += data
 
@@ -93,6 +99,12 @@ def evaluation() -> dict[str, Any]:
         "samples": 50,
         "timesteps": 2,
         "accuracy": [0.9, 0.98],
+        "calibration_error": [0.0712, 0.0345],
+        "early_exit": [
+            {"threshold": 0.5, "accuracy": 0.94, "mean_steps": 1.1},
+            {"threshold": 0.9, "accuracy": 0.98, "mean_steps": 1.5},
+            {"threshold": 0.99, "accuracy": 0.98, "mean_steps": 1.75},
+        ],
         "teacher_accuracy": 0.96,
         "layers": [layer | {"firing_rate_per_step": [0.2, 0.3]}],
     }
@@ -176,7 +188,7 @@ def epochs() -> list[dict[str, Any]]:
     teacher = {"phase": "teacher", "epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "seconds": 1.5}
     rows = [teacher | {"val_accuracy": [0.5]}]
     for epoch in (1, 2):
-        parts = {"loss": 2.0 / epoch, "ce": 1.0 / epoch, "kl": 0.5, "entropy": 1.2}
+        parts = {"loss": 2.0 / epoch, "ce": 1.0 / epoch, "kl": 0.5, "entropy": 1.2, "self_kl": 0.0}
         accuracy = {"train_accuracy": 0.5, "val_accuracy": [0.4, 0.45 * epoch], "seconds": 2.0}
         rows.append({"phase": "student", "epoch": epoch, **parts, **accuracy})
     return rows
@@ -223,7 +235,7 @@ def test_a_complete_report(complete: Run) -> None:
     assert set(page.ids) >= SECTIONS
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
-    assert text.count('role="img"') == 6
+    assert text.count('role="img"') == 8
     words = " ".join(page.words.split())
     for expected in (
         "98.0 %",
@@ -243,6 +255,74 @@ def test_a_complete_report(complete: Run) -> None:
         assert expected in words, expected
     assert "Out of date" not in words
     assert "cannot be told" not in words
+
+
+def test_early_exit_and_calibration(complete: Run) -> None:
+    text = html(complete)
+    words = " ".join(Page(text).words.split())
+    for expected in (
+        "At the threshold 0.9, 1.50 steps on average give 98.0 %; all 2 steps give 98.0 %",
+        "0.5 1.10 94.0 %",  # a row of the table: threshold, mean steps, accuracy
+        "1.50 98.0 % 89.5 – 99.6 % 25.0 %",  # interval and steps saved
+        "none 2.00 98.0 %",
+        f"tser eval {complete.path} --split val",
+        "t = 1 90.0 % 7.12 %",
+        "t = 2 98.0 % 3.45 %",
+    ):
+        assert expected in words, expected
+    assert "<title>confidence 0.9: 98.0 % with 1.50 steps</title>" in text
+
+
+def test_no_exit_that_keeps_the_accuracy(complete: Run) -> None:
+    worse = [{"threshold": 0.5, "accuracy": 0.94, "mean_steps": 1.1}]
+    write(complete.evaluation, evaluation() | {"early_exit": worse})
+    words = " ".join(Page(html(complete)).words.split())
+    assert "None of the thresholds keeps the 98.0 % of all steps" in words
+
+
+def test_an_evaluation_of_an_earlier_version(complete: Run) -> None:
+    old = evaluation()
+    del old["calibration_error"], old["early_exit"]
+    write(complete.evaluation, old)
+    text = html(complete)
+    words = " ".join(Page(text).words.split())
+    again = f"from an earlier version of tser. To add it, runtser eval {complete.path} "
+    assert words.count(again) == 2
+    assert "98.0 %" in words
+    assert text.count('role="img"') == 6
+
+
+def test_one_step_leaves_nothing_to_exit_from(complete: Run) -> None:
+    one = parse_config({"student": {"timesteps": 1}}, "test")
+    complete.config_file.write_text(dump_config(one), encoding="utf-8")
+    layer = evaluation()["layers"][0] | {"firing_rate_per_step": [0.2]}
+    point = {"threshold": 0.5, "accuracy": 0.9, "mean_steps": 1.0}
+    short = {"timesteps": 1, "accuracy": [0.9], "calibration_error": [0.0], "layers": [layer]}
+    write(complete.evaluation, evaluation() | short | {"early_exit": [point]})
+    words = Page(html(complete)).words
+    assert "With T = 1 there is no step to leave out." in words
+    assert "calibration error" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"calibration_error": [0.1]}, "1 values for 2 timesteps"),
+        ({"calibration_error": [0.1, 2.0]}, r"calibration_error\.1: "),
+        ({"early_exit": [{"threshold": 0.5, "accuracy": 0.9}]}, r"early_exit\.0\.mean_steps: "),
+        (
+            {"early_exit": [{"threshold": 0.5, "accuracy": 0.9, "mean_steps": 2.5}]},
+            "2.5 mean steps of 2 timesteps",
+        ),
+        ({"early_exit": {"0.5": 1}}, "early_exit: "),
+        ({"split": "val"}, "split: "),  # the report says "test images" throughout
+    ],
+)
+def test_a_damaged_evaluation(complete: Run, change: dict[str, Any], said: str) -> None:
+    write(complete.evaluation, evaluation() | change)
+    with pytest.raises(InputFileError, match=said) as caught:
+        write_report(complete)
+    assert "tser eval" in str(caught.value)
 
 
 def test_names_from_files_are_text(complete: Run) -> None:
@@ -357,6 +437,24 @@ def test_an_unfinished_run_is_refused(bare: Run) -> None:
         write_report(bare, bare.path)
 
 
+def test_the_files_of_the_run_are_not_written_over(complete: Run) -> None:
+    before = complete.config_file.read_bytes()
+    with pytest.raises(UsageError, match=r"config\.toml is a file of the run"):
+        write_report(complete, complete.config_file)
+    assert complete.config_file.read_bytes() == before
+    other = complete.path / "other.html"
+    assert write_report(complete, other).read_bytes() == write_report(complete, other).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["eval.json", "metrics.jsonl"])
+def test_a_folder_in_place_of_a_file(complete: Run, name: str) -> None:
+    path = complete.path / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputFileError, match=r"cannot read .*; (make it again|delete it)"):
+        write_report(complete)
+
+
 def test_images_that_are_not_there_leave_out_the_raster_alone(complete: Run) -> None:
     other = parse_config(
         {"student": {"timesteps": 2}, "data": {"name": "fashion-mnist", "root": "nowhere"}}, "test"
@@ -381,7 +479,32 @@ def test_neurons_are_thinned_evenly() -> None:
     assert evenly(spikes, 601) is spikes
 
 
+def drawn(svg: str) -> set[str]:
+    """The words of a drawing."""
+    return set(re.findall("<text[^>]*>([^<]*)</text>", svg))
+
+
+def test_thresholds_are_shown_where_they_have_room() -> None:
+    """Four exits at one place and one far off: a label each place, a hint each exit."""
+    exits = [(0.5, 1.2, 0.7), (0.9, 3.0, 0.9), (0.95, 3.01, 0.9), (0.99, 3.02, 0.9)]
+    drawing = exit_chart("e", "exits", exits, [0.6, 0.8, 0.9, 0.9])
+    labels = drawn(drawing)
+    assert labels >= {"0.5", "0.9"}
+    assert not labels & {"0.95", "0.99"}
+    hints = re.findall("<title>(confidence [^:]*)", drawing)
+    assert hints == [f"confidence {threshold:g}" for threshold, _, _ in exits]
+
+
+def test_shares_have_the_digits_they_need() -> None:
+    wide = Line("student", [1, 2], [0.2, 0.9], "#0072b2")
+    narrow = Line("student", [1, 2], [0.981, 0.983], "#0072b2")
+    for line, expected in ((wide, "45 %"), (narrow, "98.2 %")):
+        text = line_chart("a", "t", [line], x_label="t", y_label="accuracy", percentages=True)
+        assert expected in drawn(text)
+
+
 def test_charts_stand_extremes() -> None:
+    assert exit_chart("x", "exits", [(0.5, 1.0, 0.0)] * 2, [0.0, 0.0])
     one = Line("student", [1], [1.0], "#0072b2", low=[0.9], high=[1.0])
     assert "currentColor" in line_chart(
         "a", EVIL, [one], x_label="t", y_label="accuracy", percentages=True, level=("teacher", 1.0)

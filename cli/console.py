@@ -19,10 +19,30 @@ R = TypeVar("R")
 PLAIN_WIDTH = 200
 """Columns of a table that does not go to a terminal: wide enough to fold nothing."""
 
+MOST_STEPS = 10_000
+"""Time steps that an option may ask for; far more than any network uses."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DataRoot = Annotated[
     str | None,
     typer.Option("--data-root", metavar="DIR", help="Folder to look for the data set in."),
+]
+
+StudentFactory = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        metavar="MODULE:FUNCTION",
+        help="Import this factory of the user's own student; without it none is imported.",
+    ),
+]
+TeacherFactory = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="MODULE:FUNCTION",
+        help="Import this factory of the user's own teacher; without it none is imported.",
+    ),
 ]
 
 

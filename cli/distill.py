@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,45 +26,81 @@ def distill(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Train the model that this returns."),
+    ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights of a trained teacher.")
+        str | None,
+        typer.Option(
+            metavar="FILE|MODULE:FUNCTION",
+            help="Weights of a trained teacher, or a function that returns one.",
+        ),
     ] = None,
     data_root: DataRoot = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits on every run, or an error.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take one step, print sizes and times, write nothing.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a spiking student from an ANN teacher (which is trained first if none is given)."""
-    from tser.config import load_config
+    from tser.config import RunConfig, load_config
     from tser.distill import distill as train
+    from tser.distributed import first, process_group
+    from tser.errors import UsageError
     from tser.evaluate import evaluate
     from tser.files import write_json
-    from tser.runs import create_run, resume_run
+    from tser.runs import Run, create_run, resume_run
 
     overrides = list(settings or [])
     for key, value in {
         "train.seed": seed,
         "train.device": device and json.dumps(device),
-        "teacher.path": teacher and json.dumps(str(teacher.resolve())),
+        "train.deterministic": "true" if deterministic else None,
+        **_teacher_settings(teacher, settings or []),
+        "student.factory": student and json.dumps(student),
         "data.root": data_root and json.dumps(str(Path(data_root).resolve())),
     }.items():
         if value is not None:
             overrides.append(f"{key}={value}")
-    if resume:
-        run = resume_run(out, source, overrides)
-        config = run.config()
-        say(f"resuming {run.path}")
-    else:
-        if source is None:
-            source = "digits"
-            say("no preset named: training on the embedded digits (preset 'digits')")
-        config = load_config(source, overrides)
-        run = create_run(out, Path(source).stem)
-    say(f"run folder: {run.path}")
-    try:
-        train(config, run, resume=resume)
-    except KeyboardInterrupt:
-        say(f"to continue: tser distill --out {run.path} --resume")
-        raise
+    factories = tuple(name for name in (student, teacher) if name)
+    if dry_run:
+        if resume:
+            raise UsageError("--dry-run is of a new run; leave out --resume")
+        from tser.cli.outlook import show_outlook
+        from tser.dry_run import dry_run as look_ahead
+
+        show_outlook(look_ahead(load_config(source or "digits", overrides), factories), as_json)
+        return
+
+    def start() -> tuple[RunConfig, Run]:
+        if resume:
+            given = [text for text in overrides if not text.startswith(_FACTORY_KEYS)]
+            run = replace(resume_run(out, source, given), factories=factories)
+            config = run.config()
+            say(f"resuming {run.path}")
+        else:
+            if source is None:
+                say("no preset named: training on the embedded digits (preset 'digits')")
+            config = load_config(source or "digits", overrides)
+            run = replace(create_run(out, Path(source or "digits").stem), factories=factories)
+        say(f"run folder: {run.path}")
+        return config, run
+
+    with process_group() as share:
+        config, run = first(start)
+        try:
+            train(config, run, resume=resume)
+        except KeyboardInterrupt:
+            if share.rank == 0:
+                say(f"to continue: tser distill --out {run.path} --resume")
+            raise
+    if share.rank > 0:
+        return
     result = evaluate(run)
     write_json(run.evaluation, result)
     if as_json:
@@ -75,4 +112,18 @@ def distill(
         ["after", "accuracy"],
         [["teacher (ANN)", percent(result["teacher_accuracy"])], *rows],
     )
-    say(f"next: tser export {run.path} --format nir")
+    suffix = f" --student {student}" if student else ""
+    say(f"next: tser export {run.path} --format nir{suffix}")
+
+
+_FACTORY_KEYS = ("student.factory", "teacher.factory", "teacher.train")
+
+
+def _teacher_settings(teacher: str | None, settings: list[str]) -> dict[str, str]:
+    """What ``--teacher`` stands for; a factory's weights are used as they are by default."""
+    if teacher is None:
+        return {}
+    if ":" not in teacher or teacher.endswith(".safetensors") or Path(teacher).exists():
+        return {"teacher.path": json.dumps(str(Path(teacher).resolve()))}
+    trains = any(text.startswith("teacher.train=") for text in settings)
+    return {"teacher.factory": json.dumps(teacher)} | ({} if trains else {"teacher.train": "false"})

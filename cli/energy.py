@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tser.cli.console import DataRoot, JsonFlag, guarded, say, show_json, show_table
+from tser.cli.console import MOST_STEPS, DataRoot, JsonFlag, guarded, say, show_json, show_table
 
 DEFAULT_TARGETS = ["cmos45", "loihi"]
 
@@ -38,7 +38,8 @@ def energy(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Test images, at most.")] = 1000,
     timesteps: Annotated[
-        int | None, typer.Option(min=1, help="T; default: what the graph states.")
+        int | None,
+        typer.Option(min=1, max=MOST_STEPS, help="T; default: what the graph states."),
     ] = None,
     dt: Annotated[
         float | None, typer.Option(help="Time step [s] of a file that states none.")
@@ -74,7 +75,7 @@ def energy(
     from tser.deploy.inputs import data_for_graph
     from tser.deploy.measure import measure
 
-    targets = [load_target(name) for name in target or DEFAULT_TARGETS]
+    targets = [load_target(name) for name in dict.fromkeys(target or DEFAULT_TARGETS)]
     check_suffix(path, ".nir")
     view = open_nir(path, dt)
     name, root = data or "", Path(data_root) if data_root else None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tser.cli.console import DataRoot, JsonFlag, guarded, percent, say, show_json, show_table
+from tser.cli.console import (
+    DataRoot,
+    JsonFlag,
+    StudentFactory,
+    guarded,
+    percent,
+    say,
+    show_json,
+    show_table,
+)
 
 
 @guarded
@@ -25,6 +35,7 @@ def validate(
         Path | None,
         typer.Option(metavar="FILE", help="Default for the run's own .nir: validation.json."),
     ] = None,
+    student: StudentFactory = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -34,7 +45,7 @@ def validate(
 
     if against is None and graph is not None and (graph.parent / "config.toml").exists():
         against = graph.parent
-    run = find_run(against)
+    run = replace(find_run(against), factories=(student,) if student else ())
     path = graph or run.nir
     if against is None or graph is None:
         say(f"comparing {path} with the student of {run.path}")
@@ -82,6 +93,11 @@ def _show(result: dict[str, Any]) -> None:
                     f"rounding bound {first['bound']:.3g}"
                 )
             say(text)
+    same = result["static"]["identical"]
     for difference in result["static"]["differences"]:
         say(f"parameters: {difference}")
-    say(f"verdict: {result['verdict']}")
+    for text in result["contradictions"]:
+        say(f"the file says of itself what is not so: {text}")
+    passed = result["verdict"] in ("E0", "E1")
+    remark = " on these images; the parameters differ" if passed and not same else ""
+    say(f"verdict: {result['verdict']}{remark}")

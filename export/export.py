@@ -39,7 +39,7 @@ def export_onnx(
     out: Path,
     *,
     timesteps: int | None = None,
-    encoding: Encoding = "direct",
+    encoding: Encoding | None = None,
     dt: float | None = None,
 ) -> Graph:
     """Compile a ``.nir`` file to ONNX.

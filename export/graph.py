@@ -118,13 +118,13 @@ def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the gra
 
     Args:
         graph: as built or read, type check not needed.
-        dt: time step [s]; overrides what the metadata say.
+        dt: time step [s] of a graph whose metadata state none.
         origin: what to call the graph in messages.
 
     Raises:
         InputFileError: the structure or the shapes contradict themselves, or a node class is
             not one of NIR's.
-        UsageError: no dt is stated and none is given.
+        UsageError: no dt is stated and none is given, or another one than is stated.
     """
     ops, edges = _open(graph, "", origin)
     for source, target in edges:
@@ -141,6 +141,7 @@ def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the gra
             raise InputFileError(
                 f"{origin} has {count} {kind.__name__} nodes; graphs with exactly one are supported"
             )
+    _check_finite(ops, origin)
     incoming = _order(ops, edges, origin)
     nodes = _with_shapes(ops, incoming, origin)
     metadata = {key: _plain(value) for key, value in graph.metadata.items()}
@@ -149,6 +150,25 @@ def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the gra
     if metadata.get("reset", "to_value") != "to_value":
         raise InputFileError(f"{origin}: reset {metadata['reset']!r} is not one NIR can express")
     return Graph(nodes, step, dt_origin, metadata)
+
+
+_MAY_BE_INFINITE = ("tau", "tau_mem", "tau_syn", "v_threshold")
+"""No leak, and a neuron that never fires."""
+
+
+def _check_finite(ops: dict[str, Any], origin: str) -> None:
+    for name, op in ops.items():
+        for key, value in vars(op).items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                continue
+            wrong = ~np.isfinite(value)
+            if key in _MAY_BE_INFINITE:
+                wrong &= value != np.inf
+            if wrong.any():
+                raise InputFileError(
+                    f"{origin}: {key} of node {name!r} holds NaN or infinite values; "
+                    "export it again from sound weights"
+                )
 
 
 def _check_metadata(metadata: dict[str, Any], origin: str) -> None:
@@ -309,19 +329,23 @@ def _with_shapes(
 def _time_step(
     nodes: dict[str, Node], metadata: dict[str, Any], dt: float | None, origin: str
 ) -> tuple[float, str]:
-    if dt is not None:
-        value, where = dt, "given by the caller"
-    elif "dt" in metadata:
+    if dt is not None and not 0 < dt < float("inf"):
+        raise UsageError(f"{origin}: dt must be a positive number of seconds, got {dt!r}")
+    if "dt" in metadata:
         try:
             value, where = float(metadata["dt"]), "stated in the file"
         except (TypeError, ValueError) as error:
             raise InputFileError(f"{origin}: dt {metadata['dt']!r} is not a number") from error
+        if not 0 < value < float("inf"):
+            raise InputFileError(f"{origin}: its dt {value!r} is not a positive number of seconds")
+        if dt not in (None, value):
+            raise UsageError(f"{origin} states dt = {value:g} s, not {dt:g} s; leave out --dt")
+    elif dt is not None:
+        value, where = dt, "given by the caller"
     elif not any(isinstance(node.op, STATEFUL) for node in nodes.values()):
         return 1.0, "not needed: nothing depends on time"
     else:
         raise UsageError(
             f"{origin} does not state its time step; pass --dt SECONDS (NIR is continuous-time)"
         )
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{origin}: dt must be a positive number of seconds, got {value!r}")
     return value, where

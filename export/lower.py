@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import nir
 import numpy as np
+from norse.torch.module.lift import Lift
+from norse.torch.module.sequential import SequentialState
+from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tser import __version__
 from tser.data import ImageData
 from tser.errors import TserError
+from tser.export.graph import SPIKING
+from tser.export.norse_cells import is_cell, time_constant, to_nir
 from tser.export.shapes import SHAPE_RULES, Shape
-from tser.layers import Residual, Spiking, Student
+from tser.layers import Residual, Spiking, Student, sublayers
 from tser.neurons import LIF
+from tser.recording import spiking_layers
+from tser.user_models import UserStudent
 
 Signal = Literal["image", "spikes", "current"]
 
@@ -54,7 +62,15 @@ class _Place:
 
 
 class _Builder:
-    def __init__(self) -> None:
+    """The graph so far.
+
+    Attributes:
+        root: path of the walked module in the student.
+        leading: dimensions before (C, H, W) where layers see them: 1 batch, and 1 more for time.
+    """
+
+    def __init__(self, root: str = "layers.", leading: int = 1) -> None:
+        self.root, self.leading = root, leading
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.modules: dict[str, str] = {}
@@ -65,13 +81,17 @@ class _Builder:
         name = path.replace(".", "_")
         if name in self.nodes:
             raise ExportError(f"two layers would be called {name!r} in NIR; rename {path!r}")
+        if name == "output" or not re.fullmatch("[A-Za-z0-9_]+", name):
+            raise ExportError(
+                f"a NIR node cannot be called {name!r}; rename the layer, with letters and digits"
+            )
         shape = SHAPE_RULES[type(op)](op, place.shape)
         self.nodes[name] = op
         self.edges += [(source, name) for source in place.sources]
         return _Place((name,), shape, signal)
 
 
-def lower(student: Student, data: ImageData | None = None) -> Lowered:
+def lower(student: Student | UserStudent, data: ImageData | None = None) -> Lowered:
     """The NIR graph of a trained student.
 
     Nodes follow the portable profile: per-neuron parameter arrays of the feature map's shape,
@@ -85,10 +105,16 @@ def lower(student: Student, data: ImageData | None = None) -> Lowered:
     Raises:
         ExportError: a layer that NIR cannot express or a chip cannot run, by its name.
     """
-    builder = _Builder()
+    if isinstance(student, UserStudent):
+        builder = _Builder("model.", 2 if student.form == "sequence" else 1)
+        layers = [("", student.model)]
+    else:
+        builder = _Builder()
+        layers = sublayers(student.layers)
     builder.nodes["input"] = nir.Input(input_type={"input": np.array(student.input_shape)})
     start = _Place(("input",), student.input_shape, "image")
-    end = _walk(student.layers, "", start, builder)
+    end = _walk(layers, "", start, builder)
+    _check_all_lowered(student, builder)
     builder.nodes["output"] = nir.Output(output_type={"output": np.array(end.shape)})
     builder.edges += [(source, "output") for source in end.sources]
     metadata: dict[str, Any] = {
@@ -96,7 +122,7 @@ def lower(student: Student, data: ImageData | None = None) -> Lowered:
         "reset": "to_value",
         "v_init": "v_leak",
         "timesteps": student.timesteps,
-        "encoding": "direct",
+        "encoding": "direct" if data is None or data.frames is None else "frames",
     }
     if builder.dt is not None:
         metadata["dt"] = builder.dt
@@ -112,34 +138,72 @@ def lower(student: Student, data: ImageData | None = None) -> Lowered:
     return Lowered(graph, builder.modules, builder.bias_magnitude)
 
 
-def _walk(layers: Spiking, prefix: str, place: _Place, builder: _Builder) -> _Place:
-    children = list(layers.named_children())
-    for position, (name, layer) in enumerate(children):
-        path = prefix + name
-        following = children[position + 1][1] if position + 1 < len(children) else None
-        if isinstance(layer, Spiking):
-            place = _walk(layer, f"{path}.", place, builder)
-        elif isinstance(layer, Residual):
-            place = _residual(layer, path, place, builder)
-        elif isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+# Compared by what they do, so that a subclass with a forward of its own is not taken for one.
+_CONTAINERS = (Spiking.forward, nn.Sequential.forward, SequentialState.forward)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def _walk(
+    layers: list[tuple[str, nn.Module]], prefix: str, place: _Place, builder: _Builder
+) -> _Place:
+    children = [(name, *_unwrapped(layer)) for name, layer in layers]
+    for position, (name, inner, layer) in enumerate(children):
+        path = prefix + name + inner
+        following = children[position + 1][2] if position + 1 < len(children) else None
+        builder.leading -= bool(inner)  # inside a Lift there is no time
+        if type(layer).forward in _CONTAINERS:
+            within = f"{path}." if path else ""
+            place = _walk(sublayers(layer), within, place, builder)
+        elif type(layer).forward is Residual.forward:
+            place = _residual(layer, path, place, builder)  # type: ignore[arg-type]
+        elif type(layer) in (nn.Identity, nn.Dropout, nn.Dropout2d):
             pass  # nothing in eval mode
-        elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
-            previous = children[position - 1][1] if position else None
-            if not isinstance(previous, nn.Conv2d | nn.Linear):
+        elif type(layer) in _NORMS:
+            previous = children[position - 1][2] if position else None
+            if type(previous) not in (nn.Conv2d, nn.Linear):
                 raise ExportError(
                     f"layer {path!r} (batch norm) does not follow a convolution or linear layer "
                     "it could be folded into; put it right after one"
                 )
+        elif is_cell(layer):
+            place = _norse_cell(layer, path, place, builder)
         elif type(layer) in _RULES:
-            norm = following if isinstance(following, nn.BatchNorm2d | nn.BatchNorm1d) else None
+            norm = following if type(following) in _NORMS else None
             place = _RULES[type(layer)](layer, path, place, builder, norm)
         else:
             kind = type(layer).__name__
-            raise ExportError(f"layer {path!r} ({kind}) cannot be exported: {_why(kind)}")
+            where = f"layer {path!r} ({kind})" if path else f"the model ({kind})"
+            raise ExportError(f"{where} cannot be exported: {_why(layer)}")
+        builder.leading += bool(inner)
     return place
 
 
-def _why(kind: str) -> str:
+def _unwrapped(layer: nn.Module) -> tuple[str, nn.Module]:
+    """What Norse's ``Lift`` applies at every step, and how its path goes on."""
+    return (".lifted_module", layer.lifted_module) if isinstance(layer, Lift) else ("", layer)
+
+
+def _check_all_lowered(student: nn.Module, builder: _Builder) -> None:
+    """A layer that fires must be in the graph, or nobody would notice that it is not."""
+    firing, lowered = set(spiking_layers(student)), set(builder.modules.values())
+    if missing := firing - lowered:
+        raise ExportError(f"layer {min(missing)!r} fires but is not reached from the input")
+    if again := lowered - firing:
+        raise ExportError(f"layer {min(again)!r} is in two places; make one layer for each")
+
+
+def _why(layer: nn.Module) -> str:
+    kind = type(layer).__name__
+    if isinstance(layer, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell):
+        return (
+            "of Norse's neurons there are rules for LIFBoxCell, LIFCell, LIBoxCell, LICell and "
+            "IAFCell, without recurrence"
+        )
+    if any(layer.children()) or any(isinstance(layer, kind) for kind in _RULES):
+        return (
+            "what it does is in the Python code of its forward; build it of nn.Sequential, "
+            "Norse's SequentialState, or the layers of tser.layers"
+        )
     if "MaxPool" in kind:
         return "NIR has no max-pool; use average pooling, which folds into the next synapse"
     if kind in ("ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Softmax"):
@@ -150,8 +214,8 @@ def _why(kind: str) -> str:
 
 
 def _residual(layer: Residual, path: str, place: _Place, builder: _Builder) -> _Place:
-    main = _walk(layer.main, f"{path}.main.", place, builder)
-    shortcut = _walk(layer.shortcut, f"{path}.shortcut.", place, builder)
+    main = _walk(sublayers(layer.main), f"{path}.main.", place, builder)
+    shortcut = _walk(sublayers(layer.shortcut), f"{path}.shortcut.", place, builder)
     if main.shape != shortcut.shape:
         raise ExportError(f"layer {path!r} sums the shapes {main.shape} and {shortcut.shape}")
     sources = main.sources + shortcut.sources
@@ -229,37 +293,41 @@ def _lif_rule(
 
 
 def _lif(layer: LIF, path: str, place: _Place, builder: _Builder) -> _Place:
-    if builder.dt not in (None, layer.dt):
-        raise ExportError(
-            f"layer {path!r} has dt = {layer.dt:g} s, earlier layers {builder.dt:g} s; "
-            "a NIR graph has one dt"
-        )
-    builder.dt = layer.dt
     if any(value.numel() != 1 for value in layer.buffers()):
         raise ExportError(f"layer {path!r} has a parameter for each neuron; use one for all")
 
-    def full(value: float) -> NDArray[np.float32]:
+    def full(value: Any) -> NDArray[np.float32]:
         return np.full(place.shape, value, dtype=np.float32)
 
     op = nir.LIF(
-        tau=full(_tau(layer)),
+        tau=full(time_constant(layer.rate().item(), layer.dt)),
         r=full(1.0),
         v_leak=full(layer.v_leak.item()),
         v_threshold=full(layer.v_th.item()),
         v_reset=full(layer.v_reset.item()),
     )
-    builder.modules[path.replace(".", "_")] = f"layers.{path}"
-    return builder.add(path, op, place, "spikes")
+    return _neuron(op, layer.dt, path, place, builder)
 
 
-def _tau(layer: LIF) -> float:
-    """The float32 tau [s] for which ``decay`` is nearest to the factor the neuron multiplies by.
+def _norse_cell(layer: Any, path: str, place: _Place, builder: _Builder) -> _Place:
+    try:
+        op = to_nir(layer, place.shape)
+    except ValueError as error:
+        raise ExportError(f"layer {path!r} ({type(layer).__name__}) {error}") from error
+    return _neuron(op, float(layer.dt), path, place, builder)
 
-    It is taken from that factor: the nearest float32 of 1 / tau_mem_inv can miss it by one unit
-    in the last place more.
-    """
-    factor = (layer.dt * layer.tau_mem_inv).item()
-    return float(np.float32(np.float32(layer.dt) / factor))
+
+def _neuron(op: Any, dt: float, path: str, place: _Place, builder: _Builder) -> _Place:
+    if builder.dt not in (None, dt):
+        raise ExportError(
+            f"layer {path!r} has dt = {dt:g} s, earlier layers {builder.dt:g} s; "
+            "a NIR graph has one dt"
+        )
+    builder.dt = dt
+    fires = isinstance(op, SPIKING)
+    if fires:
+        builder.modules[path.replace(".", "_")] = f"{builder.root}{path}".rstrip(".")
+    return builder.add(path, op, place, "spikes" if fires else "current")
 
 
 def _pool(
@@ -282,7 +350,8 @@ def _pool(
 def _flatten(
     layer: nn.Flatten, path: str, place: _Place, builder: _Builder, norm: nn.Module | None
 ) -> _Place:
-    if (layer.start_dim, layer.end_dim) != (1, -1):
+    rank = builder.leading + len(place.shape)
+    if (layer.start_dim % rank, layer.end_dim % rank) != (builder.leading, rank - 1):
         raise ExportError(f"layer {path!r} must flatten all of (C, H, W)")
     # Counted from the end, the dimensions are right with and without a batch in front.
     op = nir.Flatten({"input": np.array(place.shape)}, start_dim=-len(place.shape), end_dim=-1)

@@ -96,7 +96,7 @@ class Emitter:
 
 
 def compile_onnx(
-    graph: Graph, timesteps: int | None = None, encoding: Encoding = "direct"
+    graph: Graph, timesteps: int | None = None, encoding: Encoding | None = None
 ) -> onnx.ModelProto:
     """Compile a feed-forward NIR graph to a whole-sequence ONNX model.
 
@@ -104,7 +104,7 @@ def compile_onnx(
         graph: the resolved view.
         timesteps: T; default: what the graph states.
         encoding: "direct" takes ``[B, *input_shape]`` and repeats it over T, "sequence" takes
-            ``[T, B, *input_shape]``.
+            ``[T, B, *input_shape]``; None: what the graph states, else "direct".
 
     Returns:
         A model from ``input`` to ``logits`` ``[T, B, *output_shape]``; B is dynamic. Every NIR
@@ -112,7 +112,16 @@ def compile_onnx(
 
     Raises:
         ExportError: a recurrent graph, a node that has no ONNX form yet, or an unknown T.
+        UsageError: T < 1, or "direct" for a graph that takes a frame for each step.
     """
+    frames = graph.metadata.get("encoding") == "frames"
+    if frames and encoding == "direct":
+        raise UsageError(
+            "the graph takes a frame for each step, so its input cannot be one image; "
+            "use --encoding sequence"
+        )
+    if encoding is None:
+        encoding = "sequence" if frames else "direct"
     steps = graph.timesteps if timesteps is None else timesteps
     if steps is not None and steps < 1:
         raise UsageError(f"the number of time steps must be at least 1, got {steps}")

@@ -122,7 +122,7 @@ def test_every_class_runs_compiles_and_counts(kind: type) -> None:
     assert ("node" in named) == (kind in (*WEIGHTED, *NEURONS))
 
 
-UNBOUNDED = {nir.I, nir.LI, nir.CubaLI, nir.CubaLIF, nir.Delay, nir.Threshold}
+UNBOUNDED = {nir.Delay, nir.Threshold}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)

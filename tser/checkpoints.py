@@ -10,18 +10,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tser.data import ImageData, load_data
+from tser.data import ImageData, load_configured
 from tser.errors import InputFileError
 from tser.files import atomic_path
 from tser.layers import Student
+from tser.models import make_run_student
 from tser.neurons import LIF
 from tser.runs import Run
-from tser.students import build_student
+from tser.user_models import UserStudent
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the module's state as safetensors, whole or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in module.state_dict().items()
+    }
     with atomic_path(path) as temporary:
         save_file(state, temporary)
 
@@ -87,6 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         not isinstance(state, dict)
         or not {"phase", "epoch", "model", "optimizer"} <= set(state)
         or not isinstance(state["epoch"], int)
+        or not isinstance(state.get("step", 0), int)
     ):
         raise InputFileError(f"{path} is not a checkpoint of tser; delete it to start over")
     return state
@@ -94,19 +100,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_run_data(run: Run, root: Path | None = None) -> ImageData:
     """The data set that a run was trained on, from ``root`` or where its configuration says."""
-    data = run.config().data
-    folder = root or (Path(data.root) if data.root else None)
-    return load_data(data.name, folder, limit_train=data.limit_train or None)
+    return load_configured(run.config().data, root)
 
 
-def load_student(run: Run, data: ImageData) -> Student:
+def load_student(run: Run, data: ImageData) -> Student | UserStudent:
     """The trained student of a run, on the CPU, in eval mode.
 
     Raises:
         InputFileError: its weights are missing, damaged or do not match its configuration.
+        UsageError: it is made by a factory that the command line did not name.
     """
     config = run.config()
-    student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
+    student = make_run_student(config, data, run.factories)
     configured = {name: value.clone() for name, value in student.named_buffers()}
     load_weights(student, run.student)
     for path, module in student.named_modules():

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tser.checkpoints import load_run_data, load_student, load_weights
-from tser.data import ImageData
-from tser.layers import Student
+from tser.data import ImageData, Split
+from tser.data.feed import batches_in_order
 from tser.metrics import Confidence, correct_per_step
-from tser.neurons import LIF
+from tser.models import make_run_teacher
+from tser.recording import Recorder, spiking_layers
 from tser.runs import Run
-from tser.teachers import build_teacher
 
 BATCH = 256
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 """Confidences at which the early exit is tried."""
 
 
-def evaluate(run: Run, root: Path | None = None, batch_size: int = BATCH) -> dict[str, Any]:
-    """Test accuracy after t = 1..T of the last epoch's student, and its firing rates.
+@torch.inference_mode()
+def evaluate(
+    run: Run,
+    root: Path | None = None,
+    batch_size: int = BATCH,
+    split: Literal["val", "test"] = "test",
+) -> dict[str, Any]:
+    """Accuracy after t = 1..T of the last epoch's student, and its firing rates.
 
     Args:
         run: a finished run.
         root: folder of the data set; None: where the run's configuration says.
         batch_size: images at a time.
+        split: which images.
 
     Returns:
         Plain values, ready for JSON: ``accuracy`` and ``calibration_error`` (one entry a step),
@@ -36,75 +43,71 @@ def evaluate(run: Run, root: Path | None = None, batch_size: int = BATCH) -> dic
         (firing rate [spikes a neuron and step], overall and per step).
     """
     data = load_run_data(run, root)
+    images_of = data.val if split == "val" else data.test
     student = load_student(run, data)
     correct = torch.zeros(student.timesteps, dtype=torch.int64)
-    rates = _FiringRates(student)
+    rates = _FiringRates()
+    layers = {
+        path.removeprefix("layers.").removeprefix("model."): layer
+        for path, layer in spiking_layers(student).items()
+    }
     confidence = Confidence(student.timesteps, THRESHOLDS)
-    for images, labels in _batches(data, batch_size):
-        logits = student(images)
+    for images, labels in batches_in_order(data, images_of, batch_size):
+        with Recorder(layers) as recorder:
+            logits = student(images)
+        rates.update(recorder.spikes)
         correct += correct_per_step(logits, labels)
         confidence.update(logits, labels)
     return {
         "schema_version": 1,
         "run": str(run.path),
         "data": data.name,
-        "split": "test",
-        "samples": len(data.test),
+        "split": split,
+        "samples": len(images_of),
         "timesteps": student.timesteps,
-        "accuracy": [int(n) / len(data.test) for n in correct],
+        "accuracy": [int(n) / len(images_of) for n in correct],
         "calibration_error": confidence.calibration_error(),
         "early_exit": [asdict(point) for point in confidence.exits()],
-        "teacher_accuracy": _teacher_accuracy(run, data, batch_size),
+        "teacher_accuracy": _teacher_accuracy(run, data, images_of, batch_size),
         "layers": rates.result(),
     }
 
 
-def _batches(data: ImageData, batch_size: int) -> Any:
-    with torch.inference_mode():
-        for images, labels in zip(
-            data.test.images.split(batch_size), data.test.labels.split(batch_size), strict=True
-        ):
-            yield data.normalise(images), labels
-
-
-def _teacher_accuracy(run: Run, data: ImageData, batch_size: int) -> float | None:
-    if not run.teacher.exists():
+def _teacher_accuracy(run: Run, data: ImageData, split: Split, batch_size: int) -> float | None:
+    factory = run.config().teacher.factory
+    if not run.teacher.exists() or (factory and factory not in run.factories):
         return None
-    teacher = build_teacher(run.config().teacher, data.image_shape, data.num_classes)
+    teacher = make_run_teacher(run.config(), data, run.factories, published=False)
     load_weights(teacher, run.teacher)
     teacher.eval()
     right = sum(
         int(correct_per_step(teacher(images).unsqueeze(0), labels)[0])
-        for images, labels in _batches(data, batch_size)
+        for images, labels in batches_in_order(data, split, batch_size)
     )
-    return right / len(data.test)
+    return right / len(split)
 
 
 class _FiringRates:
-    """Accumulates the spikes of every LIF layer while a student runs."""
+    """Accumulates the spikes of every layer that fires."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self) -> None:
         self._spikes: dict[str, Tensor] = {}
         self._neurons: dict[str, int] = {}
-        self._samples: dict[str, int] = {}
-        for name, module in student.named_modules():
-            if isinstance(module, LIF):
-                module.register_forward_hook(self._hook(name.removeprefix("layers.")))
+        self._samples = 0
 
-    def _hook(self, name: str) -> Any:
-        def add(module: nn.Module, args: Any, out: Tensor) -> None:
-            per_step = out.double().sum(tuple(range(1, out.ndim)))
+    def update(self, spikes: dict[str, Tensor]) -> None:
+        """Add one batch of spikes ``[T, B, ...]`` by layer."""
+        for name, value in spikes.items():
+            per_step = value.double().sum(tuple(range(1, value.ndim)))
             self._spikes[name] = self._spikes.get(name, torch.zeros_like(per_step)) + per_step
-            self._neurons[name] = out[0, 0].numel()
-            self._samples[name] = self._samples.get(name, 0) + out.shape[1]
-
-        return add
+            self._neurons[name] = value[0, 0].numel()
+        self._samples += next(iter(spikes.values())).shape[1] if spikes else 0
 
     def result(self) -> list[dict[str, Any]]:
         """Rates by layer, in execution order."""
         rows = []
         for name, spikes in self._spikes.items():
-            rate = spikes / (self._neurons[name] * self._samples[name])
+            rate = spikes / (self._neurons[name] * self._samples)
             rows.append(
                 {
                     "name": name.replace(".", "_"),

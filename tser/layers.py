@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from tser.neurons import LIF
+
+
+def sublayers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that ``module`` holds, by name; ``children`` leaves out the second use of one."""
+    return [(name, layer) for name, layer in module._modules.items() if layer is not None]
 
 
 class Spiking(nn.Module):
@@ -17,18 +23,25 @@ class Spiking(nn.Module):
 
     The leading dimension is 1 for as long as nothing depends on time: with a static image the
     part before the first neuron is computed once, not T times.
+
+    Batch norm in training takes its statistics over all T * B maps, or, with ``norm_per_step``,
+    over the B maps of each step in turn (as a network that is called step by step does). The two
+    train differently; in evaluation they are the same.
     """
 
     def __init__(self, layers: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
+        self.norm_per_step = False
         for name, layer in layers:
             self.add_module(name, layer)
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         """Run ``x`` ``[T or 1, B, ...]`` through the layers; returns ``[T or 1, B, ...]``."""
-        for layer in self.children():
+        for _, layer in sublayers(self):
             if isinstance(layer, LIF | Spiking | Residual):
                 x = layer(x, timesteps)
+            elif self.norm_per_step and isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                x = torch.stack([layer(step) for step in x])
             else:
                 x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return x
@@ -72,10 +85,17 @@ class Student(nn.Module):
         """Logits of every step.
 
         Args:
-            x: normalised images, ``[B, C, H, W]`` (the same at every step, "direct coding").
+            x: normalised images, ``[B, C, H, W]`` (the same at every step, "direct coding"), or
+                one frame a step, ``[T, B, C, H, W]``.
 
         Returns:
             ``[T, B, K]``.
+
+        Raises:
+            ValueError: another number of frames than T.
         """
-        logits: Tensor = self.layers(x.unsqueeze(0), self.timesteps)
+        if x.ndim == 5 and len(x) != self.timesteps:
+            raise ValueError(f"x has {len(x)} frames, the student takes T = {self.timesteps}")
+        frames = x if x.ndim == 5 else x.unsqueeze(0)
+        logits: Tensor = self.layers(frames, self.timesteps)
         return logits.expand(self.timesteps, *logits.shape[1:])

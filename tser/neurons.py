@@ -68,6 +68,37 @@ def spike(x: Tensor, surrogate: str = "triangle", alpha: float = 1.0) -> Tensor:
     return result
 
 
+def integrate_and_fire(
+    current: Tensor,
+    timesteps: int,
+    rate: Tensor,
+    v_leak: Tensor,
+    v_th: Tensor,
+    v_reset: Tensor,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+) -> Tensor:
+    """Spikes ``[T, B, ...]`` of `LIF` for ``current`` ``[T or 1, B, ...]``; ``rate`` is dt/tau.
+
+    Membranes are float32 where autocast gives currents of half the width; their spikes, 0 or 1,
+    are of the current's dtype again, as the next layer would make them.
+    """
+    dtype = current.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        current = current.float()
+    driven = (current + v_leak).expand(timesteps, *current.shape[1:])
+    v = v_leak.expand(current.shape[1:])
+    spikes = []
+    for step in driven.unbind(0):
+        v = v + rate * (step - v)
+        z = spike(v - v_th, surrogate, alpha)
+        spikes.append(z.to(dtype))
+        gate = z.detach() if detach_reset else z
+        v = (1 - gate) * v + gate * v_reset
+    return torch.stack(spikes)
+
+
 class LIF(nn.Module):
     r"""Leaky integrate-and-fire neurons over T steps, in Norse's ``LIFBox`` update order.
 
@@ -87,12 +118,16 @@ class LIF(nn.Module):
         surrogate: a key of ``SURROGATES``.
         alpha: sharpness of the surrogate.
         detach_reset: stop the gradient at the reset.
+        learn_tau: learn ``dt / tau_mem = sigmoid(w)``, one w for the layer, starting from
+            ``tau_mem_inv`` (Fang et al., "Incorporating learnable membrane time constant", ICCV
+            2021).
 
     Raises:
-        ValueError: an unknown surrogate, or Norse parameters with another reset than to a value.
+        ValueError: an unknown surrogate, Norse parameters with another reset than to a value, or
+            a learned tau_mem that starts at dt or below.
     """
 
-    tau_mem_inv: Tensor
+    tau_mem_inv: Tensor | None
     v_leak: Tensor
     v_th: Tensor
     v_reset: Tensor
@@ -104,6 +139,7 @@ class LIF(nn.Module):
         surrogate: str = "triangle",
         alpha: float = 1.0,
         detach_reset: bool = False,
+        learn_tau: bool = False,
     ) -> None:
         super().__init__()
         if surrogate not in SURROGATES:
@@ -115,8 +151,21 @@ class LIF(nn.Module):
         for name in ("tau_mem_inv", "v_leak", "v_th", "v_reset"):
             value = torch.as_tensor(getattr(parameters, name), dtype=torch.float32)
             self.register_buffer(name, value.detach().clone())
+        if learn_tau:
+            if not 0 < dt * parameters.tau_mem_inv < 1:
+                raise ValueError("a tau_mem that is learned must start longer than dt")
+            self.tau_logit = nn.Parameter(torch.logit(dt * parameters.tau_mem_inv.double()).float())
+            self.tau_mem_inv = None
         self.dt, self.surrogate, self.alpha = dt, surrogate, alpha
         self.detach_reset = detach_reset
+        self.integrate: Callable[..., Tensor] = integrate_and_fire
+
+    def rate(self) -> Tensor:
+        """``dt / tau_mem``, float32, a scalar unless Norse's parameters were arrays."""
+        if self.tau_mem_inv is None:
+            return torch.sigmoid(self.tau_logit)
+        # Norse multiplies the two scalars first; the order decides the last bit.
+        return self.dt * self.tau_mem_inv
 
     def forward(self, current: Tensor, timesteps: int) -> Tensor:
         """Integrate ``current`` and fire.
@@ -137,22 +186,22 @@ class LIF(nn.Module):
                 f"current must be [T, B, ...] with T = {timesteps} or 1, "
                 f"got shape {tuple(current.shape)}"
             )
-        # Norse multiplies the two scalars first; the order decides the last bit.
-        rate = self.dt * self.tau_mem_inv
-        driven = (current + self.v_leak).expand(timesteps, *current.shape[1:])
-        v = self.v_leak.expand(current.shape[1:])
-        spikes = []
-        for step in driven.unbind(0):
-            v = v + rate * (step - v)
-            z = spike(v - self.v_th, self.surrogate, self.alpha)
-            spikes.append(z)
-            gate = z.detach() if self.detach_reset else z
-            v = (1 - gate) * v + gate * self.v_reset
-        return torch.stack(spikes)
+        spikes: Tensor = self.integrate(
+            current,
+            timesteps,
+            self.rate(),
+            self.v_leak,
+            self.v_th,
+            self.v_reset,
+            self.surrogate,
+            self.alpha,
+            self.detach_reset,
+        )
+        return spikes
 
     def extra_repr(self) -> str:
         """Parameters for ``repr``."""
         return (
-            f"tau_mem={1 / self.tau_mem_inv.item():g} s, dt={self.dt:g} s, "
+            f"tau_mem={self.dt / self.rate().item():g} s, dt={self.dt:g} s, "
             f"v_th={self.v_th.item():g}, surrogate={self.surrogate}"
         )

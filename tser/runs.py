@@ -13,6 +13,7 @@ from typing import Any
 from tser import __version__
 from tser.config import RunConfig, load_config
 from tser.errors import UsageError
+from tser.files import is_leftover
 
 RUNS = Path("runs")
 PACKAGES = (
@@ -30,9 +31,15 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """Paths inside one run folder."""
+    """Paths inside one run folder.
+
+    Attributes:
+        path: the folder.
+        factories: factories of models that the command line named, and so may be imported.
+    """
 
     path: Path
+    factories: tuple[str, ...] = ()
 
     @property
     def config_file(self) -> Path:
@@ -118,7 +125,7 @@ def create_run(out: Path | None, name: str) -> Run:
             number += 1
             out = RUNS / f"{name}-{number}"
     try:
-        occupied = out.exists() and any(out.iterdir())
+        occupied = out.exists() and not all(map(is_leftover, out.iterdir()))
     except OSError as error:
         raise UsageError(
             f"cannot use {out} as a run folder: {error.strerror}; choose another --out"

@@ -148,7 +148,14 @@ def make_neuron(config: NeuronConfig) -> LIF:
         method=config.surrogate,
         alpha=config.alpha,
     )
-    return LIF(parameters, config.dt, config.surrogate, config.alpha, config.detach_reset)
+    return LIF(
+        parameters,
+        config.dt,
+        config.surrogate,
+        config.alpha,
+        config.detach_reset,
+        config.learn_tau,
+    )
 
 
 def build_student(
@@ -178,6 +185,9 @@ def build_student(
     plan = Plan(neuron, input_shape, [])
     ARCHITECTURES[config.arch](plan, config, num_classes)
     student = Student(Spiking(plan.layers), config.timesteps, input_shape)
+    for module in student.modules():
+        if isinstance(module, Spiking):
+            module.norm_per_step = config.norm == "per-step"
     _initialise(student, neuron)
     return student
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tser.config import TeacherConfig
@@ -31,15 +33,18 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Mo
 
 
 def _convnet(config: TeacherConfig, channels: int, num_classes: int) -> nn.Module:
-    width = config.width
+    widths = [config.width * 2**stage for stage in range(config.stages)]
+    blocks = [
+        _Residual(widths[max(0, stage - 1)], width, 2 if stage else 1)
+        for stage, width in enumerate(widths)
+    ]
     return nn.Sequential(
-        *_conv_bn(channels, width, 3, 1),
+        *_conv_bn(channels, widths[0], 3, 1),
         nn.ReLU(),
-        _Residual(width, width, 1),
-        _Residual(width, 2 * width, 2),
+        *blocks,
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(2 * width, num_classes),
+        nn.Linear(widths[-1], num_classes),
     )
 
 
@@ -48,6 +53,8 @@ def _torchvision(config: TeacherConfig, channels: int, num_classes: int) -> nn.M
     ensure_torchvision()
     from torchvision import models
 
+    if config.weights:
+        return _published(config, channels, num_classes)
     model: Any = getattr(models, config.arch)(num_classes=num_classes)
     if config.arch.startswith("vgg"):
         first = model.features[0]
@@ -64,6 +71,38 @@ def _torchvision(config: TeacherConfig, channels: int, num_classes: int) -> nn.M
     return result
 
 
+def _published(config: TeacherConfig, channels: int, num_classes: int) -> nn.Module:
+    """The network with weights that torchvision publishes, downloaded once to torch's cache."""
+    from torchvision import models
+
+    known: Any = models.get_model_weights(config.arch)
+    names = list(known.__members__)
+    if config.weights not in names:
+        raise UsageError(
+            f"torchvision has no weights {config.weights!r} for {config.arch}; "
+            f"teacher.weights may be {', '.join(names)}"
+        )
+    weights = known[config.weights]
+    classes = len(weights.meta["categories"])
+    if (classes, channels, config.stem) != (num_classes, 3, "imagenet"):
+        raise UsageError(
+            f"the weights {config.weights} of {config.arch} are for {classes} classes of colour "
+            f"images with teacher.stem = 'imagenet', not for {num_classes} classes of "
+            f"{channels} channels with {config.stem!r}; leave out teacher.weights"
+        )
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        model: nn.Module = getattr(models, config.arch)(num_classes=num_classes)
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"the weights {config.weights} of {config.arch} cannot be had ({reason[:120]}); put "
+            f"{weights.url} into {torch.hub.get_dir()}/checkpoints, or name a file with --teacher"
+        ) from error
+    return model
+
+
 def build_teacher(
     config: TeacherConfig, input_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
@@ -75,9 +114,12 @@ def build_teacher(
         num_classes: K.
 
     Raises:
-        UsageError: the image is too small for the architecture.
+        UsageError: the image is too small for the architecture, or published weights that do
+            not fit or cannot be downloaded.
     """
-    halvings = {"convnet": 1, "vgg11_bn": 5, "vgg16_bn": 5}.get(config.arch, 3)
+    if config.weights and config.arch == "convnet":
+        raise UsageError("teacher.weights needs a network of torchvision; set teacher.arch")
+    halvings = {"convnet": config.stages - 1, "vgg11_bn": 5, "vgg16_bn": 5}.get(config.arch, 3)
     halvings += 2 * (config.stem == "imagenet" and config.arch.startswith("resnet"))
     if min(input_shape[1:]) < 2**halvings:
         raise UsageError(

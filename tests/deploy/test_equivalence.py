@@ -442,19 +442,61 @@ def test_logits_of_another_shape_are_another_network() -> None:
 
 
 def test_a_layer_without_a_bound_is_equal_or_not_certified() -> None:
-    values = {"tau_syn": TAU, "tau_mem": TAU, "r": 2, "v_leak": 0, "v_threshold": 0.5}
-    op = nir.CubaLIF(**{name: full(24, value) for name, value in values.items()})
-    nodes = _nodes(0, _normal) | {"lif2": op}
-    graph, x = _graph(nodes), _normal(np.random.default_rng(0), (20, 12))
+    nodes = _nodes(0, _normal)
+    graph, x = _with_delay(nodes), _normal(np.random.default_rng(0), (20, 12))
     assert _judge(graph, _on(graph), _onnx(graph), x).verdict == "E0"
-    wrong = _on(_graph(_changed(nodes, "lif2", "v_threshold", full(24, 0.51))))
+    wrong = _on(_with_delay(_changed(nodes, "lif2", "v_threshold", full(24, 0.76))))
     comparison = _judge(graph, _on(graph), wrong, x)
     assert comparison.flips > 0
     assert comparison.verdict in ("E2", "E3")
-    assert "no rounding bound is derived for CubaLIF ('lif2')" in comparison.reason()
+    assert "no rounding bound is derived for Delay ('late')" in comparison.reason()
     first = comparison.first_divergence
     assert first is not None
     assert (first["layer"], first["v_minus_threshold"], first["bound"]) == ("lif2", None, None)
+
+
+# --- neurons with a synaptic current, and a membrane as the answer -------------------------
+
+
+def _current_based(**changes: Any) -> Graph:
+    """CubaLIF, CubaLIF and a CubaLI read-out; ``changes`` multiply "layer_parameter"."""
+    rng = np.random.default_rng(0)
+    values = {"tau_mem": 3 * DT, "tau_syn": 2.5 * DT, "w_in": 2.5, "r": 1, "v_leak": 0.125}
+    nodes: dict[str, Any] = {}
+    for name, (inputs, outputs) in SIZES.items():
+        nodes[name] = nir.Affine(_normal(rng, (outputs, inputs)), _normal(rng, outputs))
+        kind = nir.CubaLI if name == "fc3" else nir.CubaLIF
+        given = values if name == "fc3" else {**values, "v_threshold": 0.75, "v_reset": 0}
+        layer = name.replace("fc", "cuba")
+        factors = {key: changes.get(f"{layer}_{key}", 1) for key in given}
+        arrays = {key: full(outputs, given[key] * factors[key]) for key in given}
+        nodes[layer] = kind(**arrays)
+    return resolve(network((12,), nodes, timesteps=T))
+
+
+def test_current_based_neurons_are_certified() -> None:
+    graph, x = _current_based(), _normal(np.random.default_rng(0), (200, 12))
+    reference, double = _on(graph), NirBackend(graph, T, "the graph", double=True)
+    for candidate in (double, _onnx(graph), _onnx(graph, encoding="sequence")):
+        comparison = _judge(graph, reference, candidate, x)
+        assert comparison.verdict in ("E0", "E1"), comparison.reason()
+        assert all(layer.reference.any() for layer in comparison.layers.values())
+    assert _judge(graph, reference, double, x).logits_max_difference > 0
+
+
+@pytest.mark.parametrize("name", ["tau_mem", "tau_syn", "w_in", "r", "v_leak"])
+@pytest.mark.parametrize("layer", ["cuba1", "cuba2", "cuba3"])
+def test_a_changed_parameter_of_a_current_based_neuron_is_found(layer: str, name: str) -> None:
+    graph, x = _current_based(), _normal(np.random.default_rng(0), (200, 12))
+    # A membrane shows every difference; a spike needs one that reaches the threshold.
+    factor = 1.0005 if layer == "cuba3" else 1.05
+    wrong = _on(_current_based(**{f"{layer}_{name}": factor}))
+    comparison = _judge(graph, _on(graph), wrong, x)
+    assert comparison.verdict in ("E2", "E3")
+    found = {name for name, count in _violations(comparison).items() if count}
+    assert found == ({layer} if layer != "cuba3" else set())
+    # Logits are held against the recorded spikes, whichever they are.
+    assert bool(comparison.logits_outside_bound) == (layer == "cuba3")
 
 
 # --- students ------------------------------------------------------------------------------
@@ -522,9 +564,8 @@ def test_a_student_is_certified_everywhere() -> None:
 
 def test_what_is_not_a_neuron_has_no_spikes() -> None:
     student = _student(dyadic_weights=True)
-    backend = TorchBackend(student, {"pool": "layers.pool"}, "the student")
-    with pytest.raises(TypeError, match=r"layers.pool is not a LIF layer"):
-        backend(np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(KeyError, match=r"layers.pool"):
+        TorchBackend(student, {"pool": "layers.pool"}, "the student")
 
 
 # --- ONNX models of other networks ---------------------------------------------------------

@@ -11,19 +11,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from tests.graphs import full, lif, view
 from tser.checkpoints import load_student, save_weights
 from tser.config import RunConfig, StudentConfig, dump_config
 from tser.data import load_data
-from tser.deploy.graph_file import check_suffix, open_nir, open_onnx
+from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import data_for_graph, image_batches, rescaled
 from tser.deploy.validation import static_differences, validate
 from tser.errors import InputFileError, UsageError
 from tser.export.export import export_nir, export_onnx
 from tser.export.lower import ExportError
 from tser.export.nir_file import read_nir, write_nir
+from tser.export.onnx_file import model_metadata, read_onnx
 from tser.runs import Run
 from tser.students import build_student
 
@@ -133,9 +135,16 @@ def test_a_stale_onnx_file_is_not_used(run: Run, runs: dict[str, Run]) -> None:
     shutil.copy(runs["other weights"].onnx, run.onnx)
     found = validate(run.nir, run, samples=5)
     assert found["verdict"] in ("E0", "E1")
-    assert found["backends"][1]["source"] == f"compiled from {run.nir}"
+    source = f"compiled from {run.nir}; {run.onnx} is of another graph and was not checked"
+    assert found["backends"][1]["source"] == source
     run.onnx.unlink()
-    assert validate(run.nir, run, samples=5)["backends"][1]["source"].startswith("compiled")
+    assert validate(run.nir, run, samples=5)["backends"][1]["source"] == f"compiled from {run.nir}"
+
+
+def test_a_damaged_onnx_file_beside_the_graph_is_named(run: Run) -> None:
+    run.onnx.write_bytes(run.onnx.read_bytes()[:500])
+    with pytest.raises(InputFileError, match=r"model.onnx is not a valid ONNX model"):
+        validate(run.nir, run, samples=5)
 
 
 # --- a graph that is not -------------------------------------------------------------------
@@ -195,11 +204,85 @@ def test_another_way_to_run_it_is_a_difference(run: Run, key: str, value: Any) -
     found = validate(_edited(run, lambda g: g.metadata.update({key: value})), run, samples=5)
     (difference,) = found["static"]["differences"]
     assert difference.startswith(f"{key} is {value}, not ")
+    assert found["contradictions"] == [difference]
+    assert found["verdict"] == "E3"
 
 
 def test_a_graph_that_states_less_is_no_difference(run: Run) -> None:
     found = validate(_edited(run, lambda g: g.metadata.pop("input_mean")), run, samples=5)
     assert found["static"]["identical"]
+
+
+def test_a_time_step_that_is_not_the_students_is_wrong_although_every_spike_agrees(
+    run: Run,
+) -> None:
+    def slower(graph: nir.NIRGraph) -> None:
+        graph.metadata["dt"] *= 2
+        for op in graph.nodes.values():
+            if isinstance(op, nir.LIF):
+                op.tau[:] *= 2
+
+    found = validate(_edited(run, slower), run, samples=SAMPLES)
+    assert {backend["verdict"] for backend in found["backends"]} == {"E0"}
+    assert found["verdict"] == "E3"
+    assert found["contradictions"] == ["dt is 0.002 s, the student has 0.001 s"]
+
+
+def test_a_file_cannot_widen_the_bounds_that_it_is_held_to(run: Run) -> None:
+    """Two branches that cancel would be a large sum, and a large sum has a wide bound."""
+
+    def cancelling(graph: nir.NIRGraph) -> None:
+        graph.nodes["stem_lif"].v_threshold[:] *= np.float32(1.001)
+        shape = graph.nodes["stem_lif"].v_threshold.shape
+        for name, factor in (("up", 1e4), ("down", -1e4)):
+            graph.nodes[name] = nir.Scale(full(shape, factor))
+            graph.edges += [("stem_conv", name), (name, "stem_lif")]
+
+    found = validate(_edited(run, cancelling), run, samples=SAMPLES)
+    for backend in found["backends"]:
+        assert backend["verdict"] in ("E2", "E3")
+        assert backend["violations"] > 0
+
+
+def test_a_graph_that_is_not_a_number_is_refused(run: Run) -> None:
+    path = _edited(run, lambda g: g.nodes["readout"].bias.fill(np.nan))
+    assert "bias of node 'readout' holds NaN" in _refused(path, run)
+
+
+def test_logits_that_are_not_numbers_are_wrong(run: Run) -> None:
+    model = onnx.load_model(run.onnx)
+    for tensor in model.graph.initializer:
+        if tensor.name == "readout.bias":
+            bias = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(bias, np.nan), tensor.name))
+    onnx.save_model(model, run.onnx)
+    found = validate(run.onnx, run, samples=5)
+    (backend,) = found["backends"]
+    assert (found["verdict"], backend["argmax_differences"]) == ("E3", 5)
+    assert backend["logits"]["outside_bound"] > 0
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("dt", "0.5"), ("input_mean", "[0.9]"), ("nir_sha256", "0" * 64)]
+)
+def test_what_a_model_says_of_itself_is_checked(run: Run, key: str, value: str) -> None:
+    model = onnx.load_model(run.onnx)
+    onnx.helper.set_model_props(model, model_metadata(model) | {key: value})
+    path = run.onnx.with_name("copy.onnx")
+    onnx.save_model(model, path)
+    found = validate(path, run, samples=5)
+    assert found["verdict"] == "E3"
+    assert found["contradictions"][0].startswith(f"{key} is {value}, not ")
+
+
+def test_the_parts_of_a_model_are_those_of_a_fresh_export(run: Run) -> None:
+    assert validate(run.onnx, run, samples=5)["static"]["identical"]
+    model = onnx.load_model(run.onnx)
+    raw = next(t for t in model.graph.initializer if t.name == "readout.bias")
+    raw.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(raw) + np.float32(1e-6), raw.name))
+    onnx.save_model(model, run.onnx)
+    assert not validate(run.onnx, run, samples=5)["static"]["identical"]
 
 
 def test_the_graph_of_other_weights(runs: dict[str, Run]) -> None:
@@ -297,12 +380,9 @@ def test_suffixes_are_held_to(tmp_path: Path) -> None:
 
 def test_an_onnx_model_belongs_to_one_graph(runs: dict[str, Run]) -> None:
     graph = open_nir(runs["run"].nir)
-    assert isinstance(open_onnx(runs["run"].onnx, graph), onnx.ModelProto)
-    with pytest.raises(InputFileError, match="was not compiled from this NIR graph"):
-        open_onnx(runs["other weights"].onnx, graph)
-    unsigned = view((3,), {"lif": lif(3)})
-    with pytest.raises(InputFileError, match="was not compiled from this NIR graph"):
-        open_onnx(runs["run"].onnx, unsigned)
+    assert is_compiled_from(read_onnx(runs["run"].onnx), graph)
+    assert not is_compiled_from(read_onnx(runs["other weights"].onnx), graph)
+    assert not is_compiled_from(read_onnx(runs["run"].onnx), view((3,), {"lif": lif(3)}))
 
 
 def test_export_does_not_overwrite_its_source(run: Run) -> None:

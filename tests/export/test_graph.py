@@ -268,10 +268,12 @@ def test_a_foreign_node_is_refused_by_name() -> None:
 
 def test_dt_comes_from_the_file_or_the_caller() -> None:
     graph = network((2,), {"a": lif(2)}, dt=2e-3)
-    assert resolve(graph).dt == 2e-3
-    assert resolve(graph).dt_origin == "stated in the file"
-    assert resolve(graph, dt=1e-4).dt == 1e-4
-    assert resolve(graph, dt=1e-4).dt_origin == "given by the caller"
+    for view_ in (resolve(graph), resolve(graph, dt=2e-3)):
+        assert (view_.dt, view_.dt_origin) == (2e-3, "stated in the file")
+    with pytest.raises(UsageError, match=r"the file states dt = 0.002 s, not 0.0001 s; leave out"):
+        resolve(graph, dt=1e-4, origin="the file")
+    silent = resolve(network((2,), {"a": lif(2)}, dt=None), dt=1e-4)
+    assert (silent.dt, silent.dt_origin) == (1e-4, "given by the caller")
 
 
 def test_a_file_without_dt_asks_for_it() -> None:
@@ -286,6 +288,19 @@ def test_a_file_without_dt_asks_for_it() -> None:
 def test_dt_is_a_positive_number(dt: float) -> None:
     with pytest.raises(UsageError, match="dt must be a positive number"):
         resolve(network((2,), {"a": lif(2)}), dt=dt)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["tau", "r", "v_leak", "v_threshold", "v_reset"])
+def test_parameters_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    op = lif(2)
+    graph = network((2,), {"a": op})
+    getattr(op, name)[1] = value
+    if (name, value) in (("tau", np.inf), ("v_threshold", np.inf)):  # no leak; never fires
+        assert resolve(graph).spiking
+        return
+    with pytest.raises(InputFileError, match=rf"the file: .*{name}.*node 'a'|node 'a'.*{name}"):
+        resolve(graph, origin="the file")
 
 
 def test_metadata_are_plain_values() -> None:

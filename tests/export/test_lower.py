@@ -6,11 +6,13 @@ import re
 from typing import Any
 
 import nir
+import norse.torch as norse
 import numpy as np
 import pytest
 import torch
 from norse.torch.functional.lif_box import LIFBoxParameters
-from torch import nn
+from norse.torch.module.sequential import RecurrentSequential
+from torch import Tensor, nn
 
 from tser import __version__
 from tser.config import NeuronConfig, StudentConfig
@@ -21,6 +23,7 @@ from tser.export.lower import ExportError, lower
 from tser.layers import Residual, Spiking, Student
 from tser.neurons import LIF
 from tser.students import build_student, make_neuron
+from tser.user_models import UserStudent
 
 DATA = load_data("digits")
 
@@ -316,6 +319,8 @@ REFUSED: dict[str, tuple[list[tuple[str, nn.Module]], str]] = {
     ),
     "partial flatten": ([("flatten", nn.Flatten(2))], "layer 'flatten' must flatten all"),
     "a threshold each": ([("lif", _vector())], "layer 'lif' has a parameter for each neuron"),
+    "a node called output": ([("output", _conv())], "cannot be called 'output'; rename"),
+    "a name that is a path in HDF5": ([("a/b", _conv())], "cannot be called 'a/b'; rename"),
     "one name twice": (
         [("a_b", _lif()), ("a", Spiking([("b", _lif())]))],
         "two layers would be called 'a_b' in NIR; rename 'a.b'",
@@ -336,3 +341,241 @@ def test_what_cannot_be_expressed_is_refused_by_name(case: str) -> None:
 def test_spikes_may_be_pooled_before_a_synapse() -> None:
     layers = [("lif", _lif()), ("pool", nn.AvgPool2d(2)), ("conv", nn.Conv2d(2, 3, 1))]
     assert resolve(lower(_student(*layers)).graph).nodes["conv"].output_shape == (3, 3, 2)
+
+
+# --- models that a user brings -------------------------------------------------------------
+
+
+def _user(model: nn.Module, shape: tuple[int, int, int] = (2, 6, 6)) -> UserStudent:
+    return UserStudent(model, 3, shape, 4, "mine:make").eval()
+
+
+def _norse(*layers: nn.Module) -> Any:
+    return norse.SequentialState(*layers)
+
+
+def _by_cells() -> Any:
+    """Nested containers, two uses of one pool, norms to fold, layers without effect."""
+    pool = nn.AvgPool2d(2)
+    return _norse(
+        nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), _lived(nn.BatchNorm2d(3))),
+        norse.LIFBoxCell(),
+        pool,
+        nn.Dropout(0.5),
+        _norse(nn.Conv2d(3, 4, 2), norse.LIFCell(), pool),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        norse.LICell(),
+    )
+
+
+def _over_time() -> Any:
+    """The same layers with Norse's forms over time."""
+    return _norse(
+        norse.Lift(
+            nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), _lived(nn.BatchNorm2d(3)))
+        ),
+        norse.Lift(norse.LIFBoxCell()),
+        norse.Lift(nn.AvgPool2d(2)),
+        norse.Lift(nn.Conv2d(3, 4, 2)),
+        norse.LIF(),
+        norse.Lift(nn.AvgPool2d(2)),
+        nn.Flatten(2),
+        nn.Linear(4, 4),
+        norse.LI(),
+    )
+
+
+def test_a_sequential_state_of_cells() -> None:
+    student = _user(_by_cells())
+    assert student.form == "step"
+    lowered = lower(student, DATA)
+    assert lowered.graph.edges == [
+        ("input", "0_0"), ("0_0", "1"), ("1", "2"), ("2", "4_0"), ("4_0", "4_1"), ("4_1", "4_2"),
+        ("4_2", "5"), ("5", "6"), ("6", "7"), ("7", "output"),
+    ]  # fmt: skip
+    kinds = [type(lowered.graph.nodes[name]) for name in ("1", "4_1", "7")]
+    assert kinds == [nir.LIF, nir.CubaLIF, nir.CubaLI]
+    assert lowered.modules == {"1": "model.1", "4_1": "model.4.1"}
+    for path in lowered.modules.values():
+        assert isinstance(student.get_submodule(path), norse.LIFBoxCell | norse.LIFCell)
+    assert list(lowered.bias_magnitude) == ["0_0"]
+    assert lowered.graph.metadata["timesteps"] == 3
+    assert (resolve(lowered.graph).dt, lowered.graph.metadata["data"]) == (1e-3, "digits")
+
+
+def test_a_sequential_state_over_time() -> None:
+    student = _user(_over_time())
+    assert student.form == "sequence"
+    lowered = lower(student)
+    assert lowered.modules == {"1_lifted_module": "model.1.lifted_module", "4": "model.4"}
+    assert list(resolve(lowered.graph).nodes) == [
+        "input", "0_lifted_module_0", "1_lifted_module", "2_lifted_module", "3_lifted_module", "4",
+        "5_lifted_module", "6", "7", "8", "output",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [_by_cells, _over_time])
+def test_the_graph_does_what_the_users_model_does(model: Any) -> None:
+    torch.manual_seed(0)
+    student = _user(model())
+    graph = resolve(lower(student).graph)
+    images = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32) * 30
+    for x in (images, np.stack([images, -images, images])):
+        with torch.inference_mode():
+            wanted = student(torch.from_numpy(x)).numpy()
+        # Logits of rounding alone are of the size 1e-7.
+        np.testing.assert_allclose(run(graph, x, 3)[0], wanted, rtol=1e-3, atol=1e-5)
+        assert np.abs(wanted).max() > 0.02
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(2), nn.Flatten(-3), norse.Lift(nn.Flatten())])
+def test_ways_to_flatten_over_time(flatten: nn.Module) -> None:
+    graph = lower(_user(_norse(norse.LIF(), flatten, nn.Linear(72, 4)))).graph
+    assert resolve(graph).nodes["2"].input_shape == (72,)
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(), nn.Flatten(1, 3), nn.Flatten(-3, -1)])
+def test_ways_to_flatten_a_step(flatten: nn.Module) -> None:
+    graph = lower(_user(_norse(norse.LIFCell(), flatten, nn.Linear(72, 4)))).graph
+    assert resolve(graph).nodes["2"].input_shape == (72,)
+
+
+class _Doubled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(2 * x)
+        return result
+
+
+class _DoubledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+class _Renormed(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+class _Loop(nn.Module):
+    """Code in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.cell = nn.Linear(72, 4), norse.LIFBoxCell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, spikes = None, []
+        for _ in range(3):
+            z, state = self.cell(self.read(x.flatten(1)), state)
+            spikes.append(z)
+        return torch.stack(spikes)
+
+
+class _FlattenedEarly(nn.Module):
+    """Hands its model images that are flat over channels; the layers are the user's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2)
+
+
+_HEAD = (nn.Flatten(), nn.Linear(72, 4))
+_CODE = "is in the Python code of its forward; build it of nn.Sequential"
+USERS_REFUSED: dict[str, tuple[Any, str]] = {
+    "code in forward": (_Loop, f"the model (_Loop) cannot be exported: what it does {_CODE}"),
+    "code in a container": (
+        lambda: _norse(norse.LIFCell(), _Doubled(*_HEAD)),
+        f"layer '1' (_Doubled) cannot be exported: what it does {_CODE}",
+    ),
+    "code in a layer": (
+        lambda: _norse(norse.LIFCell(), nn.Flatten(), _DoubledLinear(72, 4)),
+        f"layer '2' (_DoubledLinear) cannot be exported: what it does {_CODE}",
+    ),
+    "code in a norm": (
+        lambda: _norse(nn.Conv2d(2, 2, 1), _Renormed(2), norse.LIFCell(), *_HEAD),
+        "layer '1' (_Renormed) cannot be exported",
+    ),
+    "a layer without children": (
+        lambda: _norse(_FlattenedEarly(), nn.Flatten(), nn.Linear(72, 4), norse.LIFCell()),
+        "layer '0' (_FlattenedEarly) cannot be exported: NIR has no such node",
+    ),
+    "recurrence over the whole": (
+        lambda: RecurrentSequential(nn.Flatten(), norse.LIFCell(), nn.Linear(72, 72)),
+        "(RecurrentSequential) cannot be exported",
+    ),
+    "max-pool": (
+        lambda: _norse(norse.LIFCell(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 4)),
+        "layer '1' (MaxPool2d) cannot be exported: NIR has no max-pool; use average pooling",
+    ),
+    "two time steps": (
+        lambda: _norse(norse.LIFCell(), nn.Flatten(), nn.Linear(72, 4), norse.LICell(dt=5e-4)),
+        "layer '3' has dt = 0.0005 s, earlier layers 0.001 s; a NIR graph has one dt",
+    ),
+    "a membrane into a synapse": (
+        lambda: _norse(norse.LICell(), *_HEAD),
+        "layer '2' receives an analog value, not spikes; put a LIF layer before it",
+    ),
+    "an analog value through a pool": (
+        lambda: _norse(norse.LIBoxCell(), nn.AvgPool2d(1), *_HEAD),
+        "layer '3' receives an analog value",
+    ),
+    "norm in another container": (
+        lambda: _norse(
+            nn.Conv2d(2, 2, 1), nn.Sequential(nn.BatchNorm2d(2)), norse.LIFCell(), *_HEAD
+        ),
+        "layer '1.0' (batch norm) does not follow a convolution",
+    ),
+    "recurrent neurons": (
+        lambda: _norse(nn.Flatten(), norse.LIFRecurrentCell(72, 4)),
+        "layer '1' (LIFRecurrentCell) cannot be exported: of Norse's neurons there are rules",
+    ),
+    "a layer that nothing reaches": (
+        lambda: _with_spare(_norse(norse.LIFCell(), *_HEAD)),
+        "layer 'spare' fires but is not reached from the input",
+    ),
+}
+
+
+def _with_spare(model: nn.Module) -> nn.Module:
+    """A neuron that sits beside the layers that are called."""
+    holder = _user(model)
+    holder.add_module("spare", norse.LIFCell())
+    return holder
+
+
+@pytest.mark.parametrize("case", USERS_REFUSED)
+def test_what_a_users_model_may_not_do_is_refused_by_name(case: str) -> None:
+    make, message = USERS_REFUSED[case]
+    model = make()
+    wrapped = isinstance(model, UserStudent) or case.startswith("recurrence")
+    student = _unprobed(model) if case.startswith("recurrence") else model
+    with pytest.raises(ExportError, match=re.escape(message)) as caught:
+        lower(student if wrapped else _user(model))
+    assert "\n" not in str(caught.value)
+
+
+def _unprobed(model: nn.Module) -> UserStudent:
+    """A student of a model of other shapes than a student has."""
+    student = _user(_norse(norse.LIFCell(), nn.Flatten(), nn.Linear(72, 4)))
+    student.model = model
+    return student
+
+
+def test_flattening_time_is_refused() -> None:
+    """Where T = 1, ``Flatten(1)`` of [T, B, ...] gives nothing that is [T, B, K]; a step does."""
+    model = _norse(norse.LIF(), nn.Flatten(2), nn.Linear(72, 4))
+    student = _user(model)
+    model[1] = nn.Flatten(1)
+    with pytest.raises(ExportError, match="layer '1' must flatten all of"):
+        lower(student)
+    model[1] = norse.Lift(nn.Flatten(2))
+    with pytest.raises(ExportError, match=r"layer '1.lifted_module' must flatten all of"):
+        lower(student)
+
+
+def test_one_neuron_layer_in_two_places_is_refused() -> None:
+    """Its spikes could not be told apart."""
+    cell = norse.LIFCell()
+    student = _unprobed(_norse(cell, nn.Flatten(), nn.Linear(72, 4), cell))
+    with pytest.raises(ExportError, match=r"layer 'model.3' is in two places; make one layer for"):
+        lower(student)

@@ -305,6 +305,78 @@ def test_superspike_honours_alpha() -> None:
     assert slopes == pytest.approx([1 / 1.5**2, 1 / 6**2], rel=1e-6)
 
 
+# --- a time constant that is learned --------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(start=st.floats(0.01, 0.99), dt=st.floats(1e-5, 1e-3))
+def test_a_learned_tau_starts_where_it_was_set(start: float, dt: float) -> None:
+    neuron = LIF(parameters(tau_mem_inv=start / dt), dt, learn_tau=True)
+    assert neuron.rate().item() == pytest.approx(dt * float(torch.tensor(start / dt)), rel=1e-5)
+    assert [name for name, _ in neuron.named_parameters()] == ["tau_logit"]
+    assert neuron.tau_logit.numel() == 1
+    assert "tau_mem_inv" not in neuron.state_dict()
+
+
+@pytest.mark.parametrize("logit", [-3.0, -0.4, 2.0])
+def test_a_learned_tau_decides_the_decay(logit: float) -> None:
+    """dt / tau = sigmoid(w), and otherwise the neuron is the same."""
+    learned = LIF(parameters(v_leak=0.1, v_reset=-0.2), DT, learn_tau=True)
+    with torch.no_grad():
+        learned.tau_logit.fill_(logit)
+    inverse = 1 / (1 + math.exp(-logit)) / DT
+    p = parameters(inverse, v_leak=0.1, v_reset=-0.2)
+    current = current_like((6, 50), p, DT, 0)
+    ours, wanted = learned(current, 6).detach(), LIF(p, DT)(current, 6)
+    assert torch.equal(ours, wanted)
+    assert 0 < float(ours.mean()) < 1
+
+
+def test_the_gradient_of_a_learned_tau() -> None:
+    """d(sum of spikes)/dw by hand: two steps, no spike, da/dw = a (1 - a)."""
+    neuron = LIF(parameters(), DT, "sigmoid", 2.0, learn_tau=True).double()
+    currents = torch.tensor([[1.2], [0.7]], dtype=torch.float64)
+    spikes = neuron(currents, 2)
+    assert not spikes.any()
+    spikes.sum().backward()
+
+    def slope(v: float) -> float:
+        z = 1 / (1 + math.exp(-2 * (v - 1)))
+        return 2 * z * (1 - z)
+
+    a = 0.5
+    v1, dv1 = a * 1.2, 1.2
+    dz1 = slope(v1) * dv1
+    after = dv1 - v1 * dz1  # the gradient of the reset, which did not happen
+    v2, dv2 = v1 + a * (0.7 - v1), after + (0.7 - v1) - a * after
+    by_hand = (dz1 + slope(v2) * dv2) * a * (1 - a)
+    assert neuron.tau_logit.grad is not None
+    assert neuron.tau_logit.grad.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_learned_tau_stays_longer_than_dt() -> None:
+    neuron = LIF(parameters(), DT, learn_tau=True)
+    optimizer = torch.optim.SGD(neuron.parameters(), lr=100)
+    for sign in (1, -1):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (sign * neuron(current_like((4, 200), parameters(), DT, 0), 4).sum()).backward()
+            optimizer.step()
+            assert 0 <= neuron.rate().item() <= 1
+            assert math.isfinite(neuron.tau_logit.item())
+
+
+@pytest.mark.parametrize("tau_mem_inv", [1000.0, 2000.0, 0.0, -1.0])
+def test_a_learned_tau_must_start_longer_than_dt(tau_mem_inv: float) -> None:
+    with pytest.raises(ValueError, match="tau_mem that is learned must start longer than dt"):
+        LIF(parameters(tau_mem_inv), DT, learn_tau=True)
+
+
+def test_a_learned_tau_is_shown() -> None:
+    neuron = LIF(parameters(tau_mem_inv=250.0), DT, learn_tau=True)
+    assert repr(neuron) == "LIF(tau_mem=0.004 s, dt=0.001 s, v_th=1, surrogate=triangle)"
+
+
 # --- the module ----------------------------------------------------------------------------
 
 

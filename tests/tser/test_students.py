@@ -1,7 +1,9 @@
 """Students against a second forward pass written here: one step of time after the other."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from norse.torch.functional.lif_box import (
@@ -13,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tser.config import NeuronConfig, StudentConfig
+from tser.deploy.backends import NirBackend, OnnxBackend, TorchBackend
+from tser.deploy.equivalence import compare
 from tser.errors import UsageError
+from tser.export.graph import resolve
+from tser.export.lower import lower
+from tser.export.nir_file import read_nir, write_nir
+from tser.export.onnx_file import compile_onnx
 from tser.layers import Residual, Spiking, Student
 from tser.neurons import LIF
 from tser.students import build_student, make_neuron
@@ -256,6 +264,70 @@ def test_a_neuron_is_made_as_configured() -> None:
     )
     assert (neuron.dt, neuron.surrogate, neuron.alpha) == (1e-3, "arctan", 2.0)
     assert neuron.detach_reset
+
+
+# --- choices of the configuration ------------------------------------------------------------
+
+
+def test_norms_are_joint_or_of_every_step() -> None:
+    for norm, wanted in (("joint", False), ("per-step", True)):
+        config = StudentConfig.model_validate({"norm": norm, "width": 2})
+        student = build_student(config, NeuronConfig(), SHAPE, CLASSES)
+        containers = [module for module in student.modules() if isinstance(module, Spiking)]
+        assert len(containers) == 1 + 2 * 2
+        assert {container.norm_per_step for container in containers} == {wanted}
+
+
+def _trained(student: Student, steps: int = 12) -> Student:
+    """After some steps of training on noise."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.2)
+    images, labels = some_images(16, *SHAPE), torch.arange(16) % CLASSES
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(student.train()(images).mean(0), labels).backward()
+        optimizer.step()
+    return student.eval()
+
+
+def test_a_learned_tau_is_one_for_each_layer() -> None:
+    torch.manual_seed(0)
+    config, neuron = StudentConfig(width=4), NeuronConfig(learn_tau=True, tau_mem=4e-3)
+    student = build_student(config, neuron, SHAPE, CLASSES)
+    layers = [module for module in student.modules() if isinstance(module, LIF)]
+    assert len([name for name, _ in student.named_parameters() if "tau" in name]) == 5
+    assert {round(layer.rate().item(), 6) for layer in layers} == {0.25}
+    _trained(student)
+    rates = [layer.rate().item() for layer in layers]
+    assert len(set(rates)) == 5
+    assert all(0 < rate < 1 and abs(rate - 0.25) > 1e-5 for rate in rates)
+
+
+def test_learned_taus_are_exported_layer_by_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    neuron = NeuronConfig(learn_tau=True, v_reset=0.125)
+    student = _trained(build_student(StudentConfig(width=4), neuron, SHAPE, CLASSES))
+    lowered = lower(student)
+    write_nir(lowered.graph, tmp_path / "model.nir")
+    graph = resolve(read_nir(tmp_path / "model.nir"))
+    taus = {}
+    for name, path in lowered.modules.items():
+        layer, stored = student.get_submodule(path), np.unique(graph.nodes[name].op.tau)
+        assert isinstance(layer, LIF)
+        assert stored.size == 1
+        taus[name] = float(stored[0])
+        assert taus[name] == pytest.approx(neuron.dt / layer.rate().item(), rel=3e-7)
+    assert len(set(taus.values())) == 5
+    evidence = compare(
+        graph,
+        TorchBackend(student, lowered.modules, "the student"),
+        [NirBackend(graph, 4, "NIR"), OnnxBackend(
+            compile_onnx(graph), {node.name: node.output_shape for node in graph.spiking}, "ONNX"
+        )],
+        [(some_images(32, *SHAPE).numpy(), None)],
+        lowered.bias_magnitude,
+    )  # fmt: skip
+    assert evidence.verdict in ("E0", "E1")
+    assert all(layer.reference.any() for layer in evidence.comparisons[0].layers.values())
 
 
 # --- what is refused -----------------------------------------------------------------------

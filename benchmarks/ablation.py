@@ -110,9 +110,9 @@ def grid_runs() -> list[Row]:
 
 def run_all(wanted: list[Row]) -> None:
     """Train and measure the runs that the results file lacks."""
-    done = read_results()
-    missing = [row for row in wanted if not any(row.items() <= old.items() for old in done)]
-    for number, row in enumerate(missing, 1):
+    for number, row in enumerate(wanted, 1):
+        if any(row.items() <= old.items() for old in read_results()):
+            continue
         started = time.monotonic()
         result = measure_run(row)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def run_all(wanted: list[Row]) -> None:
         accuracy = " ".join(f"{value:.2%}" for value in result["accuracy"])
         seconds = time.monotonic() - started
         sys.stderr.write(
-            f"[{number}/{len(missing)}] seed {row['seed']} {' '.join(row['set'])}: "
+            f"[{number}/{len(wanted)}] seed {row['seed']} {' '.join(row['set'])}: "
             f"{accuracy}, {seconds:.0f} s\n"
         )
 
@@ -137,7 +137,7 @@ def read_results() -> list[Row]:
 def measure_run(row: Row) -> Row:
     """Train as ``row`` says, then measure accuracy, firing, operations and energy."""
     from tser.checkpoints import load_student
-    from tser.config import load_config
+    from tser.config_file import load_config
     from tser.data import load_data
     from tser.deploy.energy import load_target
     from tser.deploy.measure import measure

@@ -48,7 +48,8 @@ def distill(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a spiking student from an ANN teacher (which is trained first if none is given)."""
-    from tser.config import RunConfig, load_config
+    from tser.config import RunConfig
+    from tser.config_file import load_config
     from tser.distill import distill as train
     from tser.distributed import first, process_group
     from tser.errors import UsageError

@@ -16,7 +16,7 @@ presets = typer.Typer(name="presets", help="List the presets, or show one.")
 @guarded
 def list_presets(context: typer.Context, as_json: JsonFlag = False) -> None:
     """List the presets."""
-    from tser.config import load_config, preset_names
+    from tser.config_file import load_config, preset_names
 
     if context.invoked_subcommand is not None:
         return
@@ -40,6 +40,6 @@ def list_presets(context: typer.Context, as_json: JsonFlag = False) -> None:
 @guarded
 def show(name: Annotated[str, typer.Argument(help="Name of a preset.")]) -> None:
     """Print a preset's TOML."""
-    from tser.config import preset_text
+    from tser.config_file import preset_text
 
     sys.stdout.write(preset_text(name))

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tser.config import nearest
+from tser.config_file import nearest
 from tser.deploy.counting import LayerCount, OperationCount
 from tser.errors import InputFileError, UsageError
 

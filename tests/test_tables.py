@@ -16,7 +16,8 @@ from tser.deploy.numeric import STATELESS
 from tser.deploy.synapses import PASSING
 from tser.errors import InputFileError
 from tser.export.graph import NEURONS, SPIKING, STATEFUL, WEIGHTED, Graph, resolve
-from tser.export.onnx_file import NEURON_EMITTERS, STATELESS_EMITTERS, compile_onnx
+from tser.export.onnx_file import compile_onnx
+from tser.export.onnx_ops import NEURON_EMITTERS, STATELESS_EMITTERS
 from tser.export.shapes import SHAPE_RULES
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tser.checkpoints import load_checkpoint, load_weights, save_weights
 from tser.compilation import compile_neurons
-from tser.config import RunConfig, TrainConfig, dump_config
+from tser.config import RunConfig, TrainConfig
+from tser.config_file import dump_config
 from tser.data import ImageData, load_configured
 from tser.data.feed import check_fits, check_timesteps
 from tser.data.images import static

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tser import __version__
-from tser.config import RunConfig, load_config
+from tser.config import RunConfig
+from tser.config_file import load_config
 from tser.errors import UsageError
 from tser.files import is_leftover
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.graphs import Array, lif, view
-from tser.config import NeuronConfig, StudentConfig, load_config
+from tser.config import NeuronConfig, StudentConfig
+from tser.config_file import load_config
 from tser.data import ArraySplit, ImageData
 from tser.data.images import make_image_data
 from tser.deploy.backends import NirBackend, OnnxBackend, TorchBackend, Trace

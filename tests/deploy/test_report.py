@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.graphs import full, lif, network
-from tser.config import RunConfig, dump_config, parse_config
+from tser.config import RunConfig
+from tser.config_file import dump_config, parse_config
 from tser.deploy.charts import Line, exit_chart, line_chart, raster_chart, rate_chart
 from tser.deploy.report import write_report
 from tser.deploy.report_blocks import Table

@@ -16,7 +16,8 @@ from torch import nn
 
 from tests.graphs import full, lif, view
 from tser.checkpoints import load_student, save_weights
-from tser.config import RunConfig, StudentConfig, dump_config
+from tser.config import RunConfig, StudentConfig
+from tser.config_file import dump_config
 from tser.data import load_data
 from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import data_for_graph, image_batches, rescaled

@@ -21,7 +21,8 @@ from tser.checkpoints import (
     save_checkpoint,
     save_weights,
 )
-from tser.config import RunConfig, dump_config, load_config
+from tser.config import RunConfig
+from tser.config_file import dump_config, load_config
 from tser.errors import InputFileError
 from tser.runs import Run
 from tser.students import build_student

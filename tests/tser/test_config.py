@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from tser.config import (
-    LossConfig,
-    NeuronConfig,
-    RunConfig,
+from tser.config import LossConfig, NeuronConfig, RunConfig
+from tser.config_file import (
     dump_config,
     load_config,
     nearest,
@@ -355,7 +353,7 @@ def test_a_dump_holds_every_value_and_loads_from_a_file(name: str, tmp_path: Pat
 
 def test_reading_a_configuration_does_not_import_torch() -> None:
     code = (
-        "import sys; from tser.config import load_config; load_config('digits'); "
+        "import sys; from tser.config_file import load_config; load_config('digits'); "
         "print([name for name in ('torch', 'norse', 'numpy', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run(

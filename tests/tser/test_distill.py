@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tser import distill as module
 from tser import loop
 from tser.checkpoints import load_checkpoint, save_checkpoint
-from tser.config import RunConfig, load_config
+from tser.config import RunConfig
+from tser.config_file import load_config
 from tser.data import load_data
 from tser.data.feed import batch_positions
 from tser.distill import distill, pick_device

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tests import processes
 from tser import distributed
 from tser.checkpoints import load_checkpoint
-from tser.config import RunConfig, TrainConfig, load_config
+from tser.config import RunConfig, TrainConfig
+from tser.config_file import load_config
 from tser.data.feed import ALONE, Share
 from tser.distributed import check_share, current_share, first, gather, own_device, process_group
 from tser.errors import UsageError

@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
+
 from tser import dry_run as module
-from tser.config import load_config, preset_names
+from tser.config_file import load_config, preset_names
 from tser.data import load_data
 from tser.dry_run import PUBLISHED, dry_run
 from tser.errors import UsageError

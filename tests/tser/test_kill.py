@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests import processes
-from tser.config import RunConfig, load_config
+from tser.config import RunConfig
+from tser.config_file import load_config
 from tser.files import is_leftover
 from tser.runs import Run, create_run
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tser import compilation, loop
 from tser.checkpoints import load_checkpoint, save_checkpoint
 from tser.compilation import compile_neurons
-from tser.config import RunConfig, TrainConfig, load_config
+from tser.config import RunConfig, TrainConfig
+from tser.config_file import load_config
 from tser.data import load_data
 from tser.distill import distill
 from tser.errors import InputFileError, TserError, UsageError

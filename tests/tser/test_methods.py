@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tser.config import LossConfig, load_config
+from tser.config import LossConfig
+from tser.config_file import load_config
 from tser.errors import UsageError
 from tser.methods import METHODS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tser.config import load_config
+from tser.config_file import load_config
 from tser.distill import distill
 from tser.errors import UsageError
 from tser.metrics_log import MetricsLog

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tser.config import RunConfig, dump_config, load_config
+from tser.config import RunConfig
+from tser.config_file import dump_config, load_config
 from tser.errors import UsageError
 from tser.runs import Run, create_run, environment, find_run, resume_run
 

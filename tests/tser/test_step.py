@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser.config import RunConfig, TrainConfig, load_config
+from tser.config import RunConfig, TrainConfig
+from tser.config_file import load_config
 from tser.data import load_data
 from tser.distill import check_device, student_phase, teacher_phase
 from tser.errors import UsageError

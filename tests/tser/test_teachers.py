@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tser.config import TeacherConfig, load_config
+from tser.config import TeacherConfig
+from tser.config_file import load_config
 from tser.errors import UsageError
 from tser.teachers import build_teacher
 from tser.torchvision_ops import ensure_torchvision

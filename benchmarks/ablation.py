@@ -6,7 +6,7 @@
 
 Every finished training run is one line of ``benchmarks/results/ablation.jsonl``; a second call
 goes on where the first one stopped, in the middle of a training run too. Grid and ladder, or
-different seeds, may run side by side in two processes.
+several processes of either, may run side by side.
 
 The methods of one seed share the teacher, the student's first weights and the order and
 augmentation of the images, so their differences are paired. The grid uses seeds of its own.
@@ -15,11 +15,13 @@ augmentation of the images, so their differences are paired. The grid uses seeds
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is missing")
     run.add_argument("part", choices=("grid", "ladder"))
-    run.add_argument("--seeds", type=int, nargs="+", help="only these, to share the work")
     table = commands.add_parser("table", help="put the tables into the document")
     table.add_argument("--check", action="store_true", help="only say whether it is up to date")
     arguments = parser.parse_args()
@@ -79,8 +80,7 @@ def main() -> None:
             sys.exit(before != after and f"{DOCUMENT} is not what the results say")
         DOCUMENT.write_text(after, encoding="utf-8")
     else:
-        wanted = grid_runs() if arguments.part == "grid" else ladder_runs()
-        run_all([row for row in wanted if row["seed"] in (arguments.seeds or [row["seed"]])])
+        run_all(grid_runs() if arguments.part == "grid" else ladder_runs())
 
 
 def ladder_runs() -> list[Row]:
@@ -109,21 +109,41 @@ def grid_runs() -> list[Row]:
 
 
 def run_all(wanted: list[Row]) -> None:
-    """Train and measure the runs that the results file lacks."""
+    """Train and measure the runs that the results file lacks and no other process is at."""
     for number, row in enumerate(wanted, 1):
-        if any(row.items() <= old.items() for old in read_results()):
-            continue
-        started = time.monotonic()
-        result = measure_run(row)
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+        with reserved(row) as mine:
+            if not mine or any(row.items() <= old.items() for old in read_results()):
+                continue
+            started = time.monotonic()
+            result = measure_run(row)
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
         accuracy = " ".join(f"{value:.2%}" for value in result["accuracy"])
         seconds = time.monotonic() - started
         sys.stderr.write(
             f"[{number}/{len(wanted)}] seed {row['seed']} {' '.join(row['set'])}: "
             f"{accuracy}, {seconds:.0f} s\n"
         )
+
+
+@contextmanager
+def reserved(row: Row) -> Iterator[bool]:
+    """Whether this process alone holds ``row`` for the length of the block."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with (WORK / f"{folder_name(row)}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def folder_name(row: Row) -> str:
+    """Of the run of ``row``."""
+    values = "-".join(setting.partition("=")[2] for setting in row["set"])
+    return f"{row['part']}-{values}-seed{row['seed']}"
 
 
 def read_results() -> list[Row]:
@@ -152,8 +172,7 @@ def measure_run(row: Row) -> Row:
     settings = [*RECIPE, f"train.seed={seed}", *row["set"]]
     if teacher.exists():
         settings.append(f"teacher.path={json.dumps(str(teacher))}")
-    name = "-".join(setting.partition("=")[2] for setting in row["set"])
-    run = Run(WORK / f"{row['part']}-{name}-seed{seed}")
+    run = Run(WORK / folder_name(row))
     resume = run.config_file.exists()
     config = run.config() if resume else load_config("fashion-mnist", settings)
     if not run.student.exists():

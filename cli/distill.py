@@ -62,32 +62,32 @@ def distill(
         "train.seed": seed,
         "train.device": device and json.dumps(device),
         "train.deterministic": "true" if deterministic else None,
-        **_teacher_settings(teacher, settings or []),
-        "student.factory": student and json.dumps(student),
+        "teacher.path": teacher and _weights_file(teacher),
         "data.root": data_root and json.dumps(str(Path(data_root).resolve())),
     }.items():
         if value is not None:
             overrides.append(f"{key}={value}")
-    factories = tuple(name for name in (student, teacher) if name)
+    taught_by = teacher if teacher and not _weights_file(teacher) else None
+    whole = [*overrides, *_factory_settings(student, taught_by, overrides)]
+    factories = tuple(name for name in (student, taught_by) if name)
     if dry_run:
         if resume:
             raise UsageError("--dry-run is of a new run; leave out --resume")
         from tser.cli.outlook import show_outlook
         from tser.dry_run import dry_run as look_ahead
 
-        show_outlook(look_ahead(load_config(source or "digits", overrides), factories), as_json)
+        show_outlook(look_ahead(load_config(source or "digits", whole), factories), as_json)
         return
 
     def start() -> tuple[RunConfig, Run]:
         if resume:
-            given = [text for text in overrides if not text.startswith(_FACTORY_KEYS)]
-            run = replace(resume_run(out, source, given), factories=factories)
+            run = resume_run(out, source, overrides).naming(student, taught_by)
             config = run.config()
             say(f"resuming {run.path}")
         else:
             if source is None:
                 say("no preset named: training on the embedded digits (preset 'digits')")
-            config = load_config(source or "digits", overrides)
+            config = load_config(source or "digits", whole)
             run = replace(create_run(out, Path(source or "digits").stem), factories=factories)
         say(f"run folder: {run.path}")
         return config, run
@@ -98,7 +98,9 @@ def distill(
             train(config, run, resume=resume)
         except KeyboardInterrupt:
             if share.rank == 0:
-                say(f"to continue: tser distill --out {run.path} --resume")
+                named = f" --student {student}" if student else ""
+                named += f" --teacher {taught_by}" if taught_by else ""
+                say(f"to continue: tser distill --out {run.path} --resume{named}")
             raise
     if share.rank > 0:
         return
@@ -117,14 +119,17 @@ def distill(
     say(f"next: tser export {run.path} --format nir{suffix}")
 
 
-_FACTORY_KEYS = ("student.factory", "teacher.factory", "teacher.train")
+def _weights_file(teacher: str) -> str | None:
+    """``--teacher`` as the TOML text of a path, or None where it names a factory."""
+    is_file = ":" not in teacher or teacher.endswith(".safetensors") or Path(teacher).exists()
+    return json.dumps(str(Path(teacher).resolve())) if is_file else None
 
 
-def _teacher_settings(teacher: str | None, settings: list[str]) -> dict[str, str]:
-    """What ``--teacher`` stands for; a factory's weights are used as they are by default."""
-    if teacher is None:
-        return {}
-    if ":" not in teacher or teacher.endswith(".safetensors") or Path(teacher).exists():
-        return {"teacher.path": json.dumps(str(Path(teacher).resolve()))}
-    trains = any(text.startswith("teacher.train=") for text in settings)
-    return {"teacher.factory": json.dumps(teacher)} | ({} if trains else {"teacher.train": "false"})
+def _factory_settings(student: str | None, teacher: str | None, given: list[str]) -> list[str]:
+    """What naming factories stands for; a teacher's weights are used as they are by default."""
+    settings = [f"student.factory={json.dumps(student)}"] if student else []
+    if teacher:
+        settings.append(f"teacher.factory={json.dumps(teacher)}")
+        if not any(text.startswith("teacher.train=") for text in given):
+            settings.append("teacher.train=false")
+    return settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +48,7 @@ def evaluate(
     from tser.files import write_json
     from tser.runs import find_run
 
-    found = replace(find_run(run), factories=tuple(name for name in (student, teacher) if name))
+    found = find_run(run).naming(student, teacher)
     if run is None:
         say(f"run: {found.path}")
     from tser.evaluate import evaluate as compute

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,7 +65,7 @@ def export(
             raise UsageError(f"{source} is a NIR file already; use --format onnx")
         run, nir_file = None, source
     else:
-        run = replace(find_run(source), factories=(student,) if student else ())
+        run = find_run(source).naming(student)
         nir_file = run.nir
         if source is None:
             say(f"run: {run.path}")

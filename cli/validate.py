@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +44,7 @@ def validate(
 
     if against is None and graph is not None and (graph.parent / "config.toml").exists():
         against = graph.parent
-    run = replace(find_run(against), factories=(student,) if student else ())
+    run = find_run(against).naming(student)
     path = graph or run.nir
     if against is None or graph is None:
         say(f"comparing {path} with the student of {run.path}")

@@ -347,6 +347,23 @@ def _pool(
     return builder.add(path, op, place, place.signal)
 
 
+def _adaptive_pool(
+    layer: nn.AdaptiveAvgPool2d, path: str, place: _Place, builder: _Builder, norm: nn.Module | None
+) -> _Place:
+    """The plain pool that it is for maps of this size, where its windows are equal."""
+    size = np.array(place.shape[-2:])
+    wanted = layer.output_size
+    pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    output = np.array([side or whole for side, whole in zip(pair, size, strict=True)])
+    if (size % output).any():
+        raise ExportError(
+            f"layer {path!r} pools maps of {size[0]}x{size[1]} to {output[0]}x{output[1]} with "
+            "windows of unequal size, which NIR does not have; use AvgPool2d"
+        )
+    op = nir.AvgPool2d(kernel_size=size // output, stride=size // output, padding=_pair(0))
+    return builder.add(path, op, place, place.signal)
+
+
 def _flatten(
     layer: nn.Flatten, path: str, place: _Place, builder: _Builder, norm: nn.Module | None
 ) -> _Place:
@@ -367,5 +384,6 @@ _RULES: dict[type, Callable[[Any, str, _Place, _Builder, nn.Module | None], _Pla
     nn.Linear: _linear,
     LIF: _lif_rule,
     nn.AvgPool2d: _pool,
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.Flatten: _flatten,
 }

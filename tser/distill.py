@@ -60,7 +60,8 @@ def _distill(config: RunConfig, run: Run, resume: bool) -> None:
     data = load_configured(config.data)
     check_fits(data, config.data)
     check_timesteps(data, config.student.timesteps)
-    teacher, student = make_networks(config, data, device, run.factories)
+    fresh = not run.teacher.exists()
+    teacher, student = make_networks(config, data, device, run.factories, published=fresh)
     given = Path(config.teacher.path) if config.teacher.path else None
 
     def begin() -> tuple[dict[str, Any] | None, bool, bool]:
@@ -80,7 +81,12 @@ def _distill(config: RunConfig, run: Run, resume: bool) -> None:
 
 
 def make_networks(
-    config: RunConfig, data: ImageData, device: torch.device, factories: tuple[str, ...]
+    config: RunConfig,
+    data: ImageData,
+    device: torch.device,
+    factories: tuple[str, ...],
+    *,
+    published: bool = True,
 ) -> tuple[nn.Module, Student | UserStudent]:
     """Teacher and student as they start training.
 
@@ -89,12 +95,13 @@ def make_networks(
         data: its image shape and classes.
         device: to train on.
         factories: factories that the command line named.
+        published: read ``teacher.weights``; not needed where other weights are loaded next.
 
     Raises:
         UsageError: as for `distill`.
     """
     torch.manual_seed(config.train.seed)
-    teacher = make_run_teacher(config, data, factories).to(device)
+    teacher = make_run_teacher(config, data, factories, published=published).to(device)
     student = make_run_student(config, data, factories).to(device)
     if config.train.channels_last:
         for model in (teacher, student):

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,28 @@ class Run:
     def report(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"
+
+    def naming(self, student: str | None = None, teacher: str | None = None) -> Run:
+        """This run, with the factories that the command line named.
+
+        Args:
+            student: of ``--student``.
+            teacher: of ``--teacher``.
+
+        Raises:
+            UsageError: the run's model is made by something else.
+        """
+        for role, named in (("student", student), ("teacher", teacher)):
+            made_by = getattr(self.config(), role).factory if named else None
+            if named != made_by:
+                text = f"the {role} of {self.path} is "
+                if made_by:
+                    text += f"made by {made_by}, not by {named}; add --{role} {made_by} if you "
+                    text += "trust it"
+                else:
+                    text += f"tser's own, not made by {named}; leave out --{role}"
+                raise UsageError(text)
+        return replace(self, factories=tuple(name for name in (student, teacher) if name))
 
     def config(self) -> RunConfig:
         """The resolved configuration.

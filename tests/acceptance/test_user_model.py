@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.acceptance.conftest import Cli, load
+from tests.acceptance.conftest import ROOT, Cli, load
 from tests.acceptance.test_bad_input import check
 from tser.cli.main import app
 
@@ -233,21 +234,20 @@ def test_commands_that_need_no_model_import_none(
 
 
 @pytest.mark.parametrize(
-    ("named", "missing"),
+    ("named", "missing", "imported"),
     [
-        ([], "teacher"),
-        (["--teacher", "mine:teacher"], "student"),
-        (["--student", "x:y"], "teacher"),
+        ([], "teacher", False),
+        (["--teacher", "mine:teacher"], "student", True),  # the teacher was named
+        (["--student", "x:y"], "student", False),
     ],
 )
 def test_resuming_somebodys_run_does_not_run_their_code(
-    inside: Cli, strangers_run: Path, named: list[str], missing: str
+    inside: Cli, strangers_run: Path, named: list[str], missing: str, imported: bool
 ) -> None:
     (strangers_run / "run" / "student.safetensors").unlink()
     done = inside("distill", "--out", "run", "--resume", *named, cwd=strangers_run)
     check(done, 2, f"add --{missing} mine:", "if you trust it")
-    # The teacher alone was named, and so it alone may have been imported.
-    assert (strangers_run / "imported").exists() == (missing == "student")
+    assert (strangers_run / "imported").exists() == imported
 
 
 def test_resuming_with_both_named(inside: Cli, strangers_run: Path) -> None:
@@ -318,3 +318,25 @@ def test_models_that_do_not_fit(
     done = inside("distill", *QUICK, *args, cwd=written(tmp_path))
     check(done, 4 if "none.safetensors" in args else 2, *words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_example_of_the_guide_works(inside: Cli, tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "mymodel.py").write_text(example)
+    models = ["--student", "mymodel:student", "--teacher", "mymodel:teacher"]
+    train = ["--set", "teacher.train=true", *QUICK]
+    for args in (
+        ["distill", *train, *models, "--out", "runs/mine"],
+        ["export", "runs/mine", *models[:2]],
+        ["validate", "runs/mine/model.nir", *models[:2], "--samples", "50"],
+    ):
+        done = inside(*args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_factory_for_a_run_that_has_none_is_refused(
+    inside: Cli, strangers_run: Path, tiny: Path
+) -> None:
+    done = inside("eval", "runs/digits", "--student", "mine:box", cwd=tiny)
+    check(done, 2, "the student of runs/digits is tser's own, not made by mine:box")

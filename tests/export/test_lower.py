@@ -313,6 +313,10 @@ REFUSED: dict[str, tuple[list[tuple[str, nn.Module]], str]] = {
         [("pool", nn.AvgPool2d(2, padding=1, count_include_pad=False))],
         "layer 'pool' uses ceil_mode, divisor_override or uncounted padding",
     ),
+    "windows of unequal size": (
+        [("pool", nn.AdaptiveAvgPool2d(4))],
+        "layer 'pool' pools maps of 6x5 to 4x4 with windows of unequal size",
+    ),
     "mixed dt": (
         [("a", _lif()), ("conv", _conv()), ("b", _lif(dt=5e-4))],
         "layer 'b' has dt = 0.0005 s, earlier layers 0.001 s",
@@ -579,3 +583,21 @@ def test_one_neuron_layer_in_two_places_is_refused() -> None:
     student = _unprobed(_norse(cell, nn.Flatten(), nn.Linear(72, 4), cell))
     with pytest.raises(ExportError, match=r"layer 'model.3' is in two places; make one layer for"):
         lower(student)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "window"),
+    [(1, (6, 5)), ((3, 1), (2, 5)), ((None, 1), (1, 5)), ((6, 5), (1, 1))],
+)
+def test_an_adaptive_pool_with_equal_windows_is_a_plain_one(
+    wanted: Any, window: tuple[int, int]
+) -> None:
+    layers = [("lif", _lif()), ("pool", nn.AdaptiveAvgPool2d(wanted)), ("conv", nn.Conv2d(2, 3, 1))]
+    student = _student(*layers)
+    graph = resolve(lower(student).graph)
+    assert tuple(graph.nodes["pool"].op.kernel_size) == window
+    x = torch.rand(4, 2, 6, 5) * 3
+    with torch.no_grad():
+        expected = student(x).numpy()
+    found, _ = run(graph, x.numpy())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

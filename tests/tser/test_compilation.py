@@ -67,6 +67,14 @@ def test_only_the_first_shape_of_training_is_compiled(spy: Spy) -> None:
     assert spy.shapes == [(T, *SHAPE)] * 2
 
 
+def test_every_number_of_steps_has_its_own_shape(spy: Spy) -> None:
+    layer = make_neuron(NEURON)
+    compile_neurons(layer)
+    for timesteps, batch in ((T, 4), (2, 5), (2, 4), (2, 5), (T, 5), (T, 4)):
+        layer(currents(batch, 6)[:timesteps], timesteps)
+    assert spy.shapes == [(T, 4, 6), (2, 5, 6), (2, 5, 6), (T, 4, 6)]
+
+
 def test_every_layer_has_its_own_shape(spy: Spy) -> None:
     layers = nn.ModuleList([make_neuron(NEURON), nn.Linear(2, 2), make_neuron(NEURON)])
     compile_neurons(layers)

@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 RUN ?= runs/demo
 
 BIN := .venv/bin
@@ -23,6 +24,7 @@ help:
 	@echo '               several GB; --extra-index-url with the CPU index that the installation'
 	@echo '               page of PyTorch names gets the small one.'
 	@echo '  PYTEST_ARGS  more arguments for pytest, as in PYTEST_ARGS="-k loss"'
+	@echo '  WORKERS      tests that run at the same time, each on one core and with up to 1.5 GB'
 	@echo '  RUN          the folder of the demo run: $(RUN)'
 
 # The mark is written last, so a broken installation is taken up again by the next call.
@@ -54,7 +56,7 @@ demo: $(READY)
 	@echo "Open $(DEMO)/report.html in a browser."
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def energy(
 ) -> None:
     """Count synaptic operations on test images and price them."""
     from tser.errors import UsageError
-    from tser.files import write_json
+    from tser.files import check_json_target, write_json
     from tser.runs import find_run
 
     if against is not None and data is not None:
@@ -70,6 +70,10 @@ def energy(
     path = graph or (run.nir if run else Path())
     if graph is None:
         say(f"graph: {path}")
+    if out is None and run is not None and path.resolve() == run.nir.resolve():
+        out = run.energy
+    if out is not None:
+        check_json_target(out)
     from tser.deploy.energy import load_target
     from tser.deploy.graph_file import check_suffix, open_nir
     from tser.deploy.inputs import data_for_graph
@@ -92,8 +96,6 @@ def energy(
         timesteps=timesteps,
         first_layer=first_layer.value,
     )
-    if out is None and run is not None and path.resolve() == run.nir.resolve():
-        out = run.energy
     if out is not None:
         write_json(out, result)
         say(f"wrote {out}")

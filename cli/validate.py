@@ -39,7 +39,7 @@ def validate(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare an exported graph with the PyTorch student, spike by spike (exit code 3: no)."""
-    from tser.files import write_json
+    from tser.files import check_json_target, write_json
     from tser.runs import find_run
 
     if against is None and graph is not None and (graph.parent / "config.toml").exists():
@@ -48,11 +48,13 @@ def validate(
     path = graph or run.nir
     if against is None or graph is None:
         say(f"comparing {path} with the student of {run.path}")
+    if out is None and path.resolve() == run.nir.resolve():
+        out = run.validation
+    if out is not None:
+        check_json_target(out)
     from tser.deploy.validation import validate as check
 
     result = check(path, run, samples=samples, root=Path(data_root) if data_root else None)
-    if out is None and path.resolve() == run.nir.resolve():
-        out = run.validation
     if out is not None:
         write_json(out, result)
         say(f"wrote {out}")

@@ -52,6 +52,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_json_target(path: Path) -> None:
+    """Refuse, before hours of work, a place where its result could not be written.
+
+    Raises:
+        UsageError: not named like JSON (it may be a run's configuration), a folder, or a folder
+            in which nothing can be written.
+    """
+    if path.suffix != ".json":
+        raise UsageError(f"the result is JSON, so it is not written to {path}; name a .json file")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a .json file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {path}: {folder} is not a folder you may write to")
+
+
 def is_leftover(path: Path) -> bool:
     """Whether ``path`` is a temporary file of `atomic_path`, as a killed process leaves behind."""
     return bool(re.fullmatch(r"\..*-[a-z0-9_]{8}\.tmp(\.[^.]+)?", path.name))

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from tser.errors import UsageError
-from tser.files import atomic_path, remove_leftovers, to_json, write_json, write_text
+from tser.files import (
+    atomic_path,
+    check_json_target,
+    remove_leftovers,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -144,3 +151,28 @@ def test_only_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted([*kept, "x"])
+
+
+def test_where_a_result_cannot_go_is_refused_beforehand(tmp_path: Path) -> None:
+    check_json_target(tmp_path / "result.json")
+    check_json_target(tmp_path / "new" / "folders" / "result.json")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    for path, words in (
+        (tmp_path / "config.toml", "name a .json file"),
+        (tmp_path / "folder.json", "is a folder"),
+        (tmp_path / "file" / "result.json", "is not a folder you may write to"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_json_target(path)
+    assert names(tmp_path) == ["file", "folder.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UsageError, match="is not a folder you may write to"):
+            check_json_target(tmp_path / "result.json")
+    finally:
+        tmp_path.chmod(0o700)

@@ -65,8 +65,8 @@ def test_the_spikes_that_the_nir_paper_recorded(dtype: type[np.floating[Any]]) -
 
 def test_the_membrane_that_norse_recorded() -> None:
     recorded = _recorded("norse")
-    graph = network((1,), {"v": nir.LI(tau=full(1, 2.5e-3), r=full(1, 1), v_leak=full(1, 0))})
-    v, _ = run(resolve(graph, dt=1e-4), recorded[:, :1, None])
+    op = nir.LI(tau=full(1, 2.5e-3), r=full(1, 1), v_leak=full(1, 0))
+    v, _ = run(view((1,), {"v": op}, dt=1e-4), recorded[:, :1, None])
     first = int(np.flatnonzero(recorded[:, 2])[0])
     np.testing.assert_allclose(v[:first, 0, 0], recorded[:first, 1], rtol=0, atol=1e-7)
 

@@ -335,8 +335,8 @@ def test_the_teacher_stays_as_it_is_while_the_student_learns(
 ) -> None:
     teachers: list[nn.Module] = []
 
-    def build(*args: Any) -> nn.Module:
-        teachers.append(make_run_teacher(*args))
+    def build(*args: Any, **options: Any) -> nn.Module:
+        teachers.append(make_run_teacher(*args, **options))
         return teachers[-1]
 
     monkeypatch.setattr(module, "make_run_teacher", build)

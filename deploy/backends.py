@@ -154,7 +154,10 @@ class OnnxBackend:
         feeds = {"input": np.ascontiguousarray(feed, dtype=np.float32)}
         try:
             (logits,) = self._plain.run(["logits"], feeds)
-            values: Sequence[Array] = self._instrumented.run(list(self._layers), feeds)
+            # An empty list of names would mean all outputs.
+            values: Sequence[Array] = (
+                self._instrumented.run(list(self._layers), feeds) if self._layers else []
+            )
         except Exception as error:  # its exceptions share no public base class
             reason = " ".join(str(error).split())[:160]
             raise InputFileError(f"ONNX Runtime cannot run {self.source}: {reason}") from error

@@ -28,7 +28,7 @@ from tser.metrics_log import check_tensorboard, truncate_metrics
 from tser.models import make_run_student, make_run_teacher
 from tser.runs import Run, environment
 from tser.step import Phase
-from tser.user_models import UserStudent
+from tser.user_models import UserStudent, check_learns
 
 
 def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
@@ -102,7 +102,10 @@ def make_networks(
     """
     torch.manual_seed(config.train.seed)
     teacher = make_run_teacher(config, data, factories, published=published).to(device)
-    student = make_run_student(config, data, factories).to(device)
+    student = make_run_student(config, data, factories)
+    if isinstance(student, UserStudent):
+        check_learns(student)
+    student = student.to(device)
     if config.train.channels_last:
         for model in (teacher, student):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -92,6 +92,10 @@ def _teacher(
             f"the teacher {factory} maps two images {shape} to {found}; it must give "
             f"(2, {classes}), one logit a class"
         )
+    if config.train and not any(value.requires_grad for value in teacher.parameters()):
+        raise UsageError(
+            f"the teacher {factory} has no parameters to train; use --set teacher.train=false"
+        )
     return teacher.train(training)
 
 

@@ -233,6 +233,22 @@ def make_student(
     return model if isinstance(model, Student) and plain else student
 
 
+def check_learns(student: UserStudent) -> None:
+    """Refuse, before training, a student that training could not change.
+
+    Raises:
+        UsageError: no gradient reaches its parameters.
+    """
+    training = student.training
+    logits = student.eval()(torch.zeros(_PROBE, *student.input_shape))
+    student.train(training)
+    if not logits.requires_grad:
+        raise UsageError(
+            f"no gradient of the logits of the student {student.origin} reaches its parameters; "
+            "look for detach() or no_grad() in it"
+        )
+
+
 def make_module(factory: str, **available: Any) -> nn.Module:
     """Import ``factory`` and call it with those of ``available`` that it takes by name.
 

@@ -596,3 +596,10 @@ def test_a_model_that_onnx_runtime_cannot_load_is_refused() -> None:
     with pytest.raises(InputFileError, match="ONNX Runtime cannot load m.onnx") as caught:
         session(model, "m.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_layer_that_fires_has_no_spikes() -> None:
+    graph = view((3,), {"fc": nir.Affine(full((2, 3), 1), full(2, 0))}, timesteps=2)
+    trace = OnnxBackend(compile_onnx(graph), {}, "a model")(np.ones((5, 3), np.float32))
+    assert trace.spikes == {}
+    assert trace.logits.shape == (2, 5, 2)

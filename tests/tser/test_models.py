@@ -15,7 +15,7 @@ from tser.data.images import make_image_data
 from tser.errors import UsageError
 from tser.layers import Student
 from tser.models import make_run_student, make_run_teacher
-from tser.user_models import UserStudent
+from tser.user_models import UserStudent, check_learns, make_student
 
 MODULE = """
 from pathlib import Path
@@ -42,6 +42,17 @@ def static(timesteps):
 
 def teacher(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Dropout(0.5))
+
+def detached(timesteps):
+    model = Loop(timesteps)
+    model.register_forward_hook(lambda module, images, logits: logits.detach())
+    return model
+
+def fixed(num_classes):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :num_classes]
+    return Fixed()
 
 def odd():
     return nn.Linear(8, 3)
@@ -146,3 +157,22 @@ def test_published_weights_are_not_read_where_others_follow(
     for published in (True, False):
         make_run_teacher(chosen, load_data("digits"), published=published)
     assert asked == ["DEFAULT", ""]
+
+
+def test_a_student_that_no_gradient_reaches_is_refused(mine: str) -> None:
+    student = make_student(f"{mine}:detached", 4, (1, 8, 8), 3)
+    assert isinstance(student, UserStudent)
+    with pytest.raises(UsageError, match="no gradient of the logits .*detached reaches its param"):
+        check_learns(student)
+    learning = make_student(f"{mine}:static", 4, (1, 8, 8), 3)
+    assert isinstance(learning, UserStudent)
+    check_learns(learning)
+    assert learning.training
+
+
+def test_a_teacher_without_parameters_cannot_be_trained(mine: str) -> None:
+    chosen = {"factory": f"{mine}:fixed"}
+    with pytest.raises(UsageError, match="fixed has no parameters to train; use --set teacher.tr"):
+        make_run_teacher(config(teacher=chosen), load_data("digits"), [chosen["factory"]])
+    given = config(teacher={**chosen, "train": False})
+    assert make_run_teacher(given, load_data("digits"), [chosen["factory"]])

@@ -192,7 +192,7 @@ def _takes_state(model: nn.Module) -> bool:
     return "state" in inspect.signature(model.forward).parameters
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return repr(text.splitlines()[0][:120])
 
@@ -264,7 +264,7 @@ def make_module(factory: str, **available: Any) -> nn.Module:
     arguments = {key: value for key, value in available.items() if takes_all or key in names}
     try:
         model = function(**arguments)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise UsageError(
             f"the factory {factory} failed: {type(error).__name__}: {_first_line(error)}; it is "
             f"called with those of {', '.join(available)} that it takes"
@@ -288,7 +288,7 @@ def _imported(factory: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise UsageError(
             f"cannot import {module_name!r} for the factory {factory}: "
             f"{type(error).__name__}: {_first_line(error)}"

@@ -324,6 +324,11 @@ BAD_FACTORIES = {
     "no function": ("", "{name}:make", "the module '{name}' has no function 'make'"),
     "not a function": ("make = 3", "{name}:make", "the module '{name}' has no function 'make'"),
     "no module": ("", "{name}_not:make", "cannot import '{name}_not' .* ModuleNotFoundError"),
+    "a module that exits": (
+        "raise SystemExit(0)",
+        "{name}:make",
+        "cannot import '{name}' .* SystemExit",
+    ),
     "a syntax error": ("def", "{name}:make", "cannot import '{name}' .* SyntaxError"),
     "code that fails": ("1 / 0", "{name}:make", "cannot import '{name}' .* ZeroDivisionError"),
     "no colon": ("", "{name}", "package.module:function, for example mymodel:build; got '{name}'"),

@@ -1,46 +1,259 @@
-"""Faster neurons through torch.compile.
+"""Faster training through torch.compile: of the neurons, or of the whole network.
 
-Run eagerly, a spiking layer makes a dozen passes over its membranes and costs as much as its
-convolution; compiled it makes one. Fusing may reorder float32 arithmetic, so that a compiled
-neuron can differ from the reference in the last bit of its membrane: it is for training only.
+Run operator by operator, a spiking layer makes a dozen passes over its membranes; compiled it
+makes one. Compiling takes from seconds to minutes, so by default it is done only where it saves
+more than it takes. Fusing may reorder float32 arithmetic, so that a compiled neuron can differ
+from the reference in the last bit of its membrane: it is for training only. What is measured,
+saved and exported always runs the reference.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tser.config import TrainConfig
+from tser.data.places import user_cache
+from tser.errors import UsageError
 from tser.neurons import LIF, integrate_and_fire
+from tser.recording import Recorder, spiking_layers
+
+Mode = Literal["off", "neuron", "step"]
 
 _SHAPES = 256
 """Layers of different shapes that one process may compile; torch stops at 8 by default."""
 
+_BUDGET = 0.7
+"""Share of the kept activations that PyTorch may keep with ``train.low_memory``; below 1 it
+recomputes whatever is cheap, which is all but the convolutions' outputs and packs the spikes."""
 
-def compile_neurons(model: nn.Module) -> None:
-    """Compile every LIF layer of ``model`` for the shape that it first trains on at each T.
+_SAVED = {"cpu": {"neuron": 5e-9, "step": 8e-9}, "cuda": {"neuron": 3e-11, "step": 4e-11}}
+"""Seconds that compiling saves for every neuron and time step; on a CPU on each of its threads.
+The CPU's were measured (docs/performance.md), the GPU's follow from its memory bandwidth."""
 
-    Other shapes (a smaller last batch, evaluation) run the reference: each new shape would cost
+_WAIT = 5.0
+"""Seconds to compile one spiking layer with what surrounds it."""
+
+_WORTH = 4.0
+"""Compile where it saves so many times what it takes; both are rough."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much a phase of training computes, as far as it decides whether to compile.
+
+    Attributes:
+        layers: spiking layers.
+        neuron_steps: neurons times steps, summed over the layers, for one image.
+        timesteps: T.
+        images: in the whole phase.
+    """
+
+    layers: int
+    neuron_steps: int
+    timesteps: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What is compiled for a phase.
+
+    Attributes:
+        mode: what of the network.
+        sizes: images at a time for which it is.
+        low_memory: keep less for the backward pass; "step" only.
+        wait: seconds that it takes, roughly; later runs find most of it done.
+    """
+
+    mode: Mode = "off"
+    sizes: frozenset[int] = frozenset()
+    low_memory: bool = False
+    wait: float = 0.0
+
+
+def measure_workload(student: nn.Module, images: Tensor, timesteps: int, epochs: int) -> Workload:
+    """What training a student amounts to.
+
+    Args:
+        student: on its device; it is run once, without changing it.
+        images: two normalised ones, ``[2, C, H, W]`` or ``[T, 2, C, H, W]``, on that device.
+        timesteps: T.
+        epochs: images of all epochs.
+    """
+    training = student.training
+    student.eval()
+    with torch.no_grad(), Recorder(spiking_layers(student)) as recorder:
+        student(images)
+    student.train(training)
+    spikes = recorder.spikes.values()
+    return Workload(len(spikes), sum(s[:, 0].numel() for s in spikes), timesteps, epochs)
+
+
+def plan_compilation(
+    train: TrainConfig, work: Workload, device: torch.device, sizes: frozenset[int]
+) -> Compilation:
+    """What ``train.compile`` stands for here: the same on every run of the same configuration.
+
+    Args:
+        train: what was asked for.
+        work: of the phase.
+        device: that it runs on.
+        sizes: images at a time.
+
+    Raises:
+        UsageError: compilation was asked for and this machine has no compiler for the device.
+    """
+    missing = missing_compiler(device)
+    if train.compile != "auto":
+        if train.compile != "off" and missing:
+            raise UsageError(
+                f"train.compile = {train.compile!r} needs {missing}; use --compile auto or off"
+            )
+        mode: Mode = train.compile
+    elif missing or not work.layers:
+        mode = "off"
+    elif train.low_memory:
+        mode = "step"
+    else:
+        mode = _worth_it(work, device)
+    low_memory = train.low_memory and mode == "step"
+    return Compilation(mode, sizes, low_memory, _wait(work)) if mode != "off" else Compilation()
+
+
+def _wait(work: Workload) -> float:
+    return _WAIT * work.layers * max(1.0, work.timesteps / 4)  # the steps are unrolled
+
+
+def _worth_it(work: Workload, device: torch.device) -> Mode:
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    steps = work.neuron_steps * work.images
+    modes: tuple[Mode, ...] = ("step", "neuron")
+    for mode in modes:
+        if _SAVED[device.type][mode] * steps / threads > _WORTH * _wait(work):
+            return mode
+    return "off"
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile would need on this machine and does not find; None if nothing."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton"
+    if device.type != "cpu":
+        return f"a CPU or a CUDA device, not {device.type}"
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    return None if shutil.which(command[0]) else f"the C++ compiler {command[0]!r}"
+
+
+def batch_sizes(train: TrainConfig, samples: int, world: int) -> frozenset[int]:
+    """Images that go through the network at a time: all but those of a smaller last batch.
+
+    Args:
+        train: batch size and parts.
+        samples: of an epoch.
+        world: number of processes.
+    """
+    held = min(train.batch_size, samples) // world
+    parts = max(1, min(train.accumulate, held // 2))
+    return frozenset({held // parts, -(-held // parts)})
+
+
+def compile_neurons(model: nn.Module, sizes: frozenset[int]) -> None:
+    """Compile every LIF layer of ``model`` for training on ``sizes`` images at a time.
+
+    Other sizes (a smaller last batch) and evaluation run the reference: each new shape would cost
     seconds of compilation.
     """
-    torch._dynamo.config.recompile_limit = _SHAPES
-    compiled = torch.compile(integrate_and_fire, dynamic=False)
+    _prepare_torch()
+    compiled = _Compiled(integrate_and_fire)
     for module in model.modules():
         if isinstance(module, LIF):
-            module.integrate = _ForTraining(module, compiled)
+            module.integrate = _ForTraining(module, compiled, sizes)
 
 
 class _ForTraining:
-    """The compiled neuron for the first shape seen in training at each T, else the reference."""
+    """The compiled neuron in training on batches of certain sizes, else what it was before."""
 
-    def __init__(self, layer: LIF, compiled: Any) -> None:
-        self._layer, self._compiled = layer, compiled
-        self._shapes: dict[int, torch.Size] = {}
+    def __init__(self, layer: LIF, compiled: _Compiled, sizes: frozenset[int]) -> None:
+        self._layer, self._compiled, self._sizes = layer, compiled, sizes
+        self._eager = layer.integrate
 
-    def __call__(self, current: Tensor, timesteps: int, *arguments: Any) -> Tensor:
-        training = self._layer.training
-        fits = training and current.shape == self._shapes.setdefault(timesteps, current.shape)
-        run = self._compiled if fits else integrate_and_fire
-        result: Tensor = run(current, timesteps, *arguments)
+    def __call__(self, current: Tensor, *arguments: Any) -> Tensor:
+        if self._layer.training and current.shape[1] in self._sizes:
+            return self._compiled(self._eager, current, *arguments)
+        spikes: Tensor = self._eager(current, *arguments)
+        return spikes
+
+
+def compiled_network(
+    network: Callable[[Tensor], Tensor], sizes: frozenset[int], *, low_memory: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """``network`` for training, compiled for ``sizes`` images at a time; others run as before.
+
+    Args:
+        network: takes ``[B, C, H, W]`` or frames ``[T, B, C, H, W]``.
+        sizes: B.
+        low_memory: keep less for the backward pass and recompute it there.
+    """
+    _prepare_torch()
+    compiled = _Compiled(network, low_memory=low_memory)
+
+    def run(images: Tensor) -> Tensor:
+        batch = images.shape[1] if images.ndim == 5 else len(images)
+        return compiled(network, images) if batch in sizes else network(images)
+
+    return run
+
+
+class _Compiled:
+    """A compiled function that gives way to another one where PyTorch cannot compile it."""
+
+    def __init__(self, function: Callable[..., Tensor], *, low_memory: bool = False) -> None:
+        self._compiled: Any = torch.compile(function, dynamic=False)
+        self._low_memory = low_memory
+
+    def __call__(self, otherwise: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self._compiled is None:
+            return otherwise(*arguments)
+        try:
+            with _activation_budget() if self._low_memory else nullcontext():
+                result: Tensor = self._compiled(*arguments)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:160]
+            sys.stderr.write(f"torch.compile failed, training goes on without it: {reason}\n")
+            self._compiled = None
+            return otherwise(*arguments)
         return result
+
+
+def _activation_budget() -> AbstractContextManager[Any]:
+    import torch._functorch.config as functorch
+
+    patched: AbstractContextManager[Any] = functorch.patch(activation_memory_budget=_BUDGET)
+    return patched
+
+
+def _prepare_torch() -> None:
+    """Allow a network's number of shapes, and keep what is compiled for the next run."""
+    import torch._dynamo  # seconds, which nobody else should wait for
+
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    cache = user_cache()
+    if cache is not None and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        # PyTorch's own default is below /tmp, which does not outlive a restart.
+        with contextlib.suppress(OSError):
+            (cache / "inductor").mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")

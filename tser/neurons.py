@@ -9,7 +9,7 @@ import torch
 from norse.torch.functional.lif_box import LIFBoxParameters
 from torch import Tensor, nn
 
-Derivative = Callable[[Tensor, float], Tensor]
+from tser.fused import Derivative, Dynamics, fire, fires_together
 
 
 def _triangle(x: Tensor, alpha: float) -> Tensor:
@@ -64,6 +64,10 @@ def spike(x: Tensor, surrogate: str = "triangle", alpha: float = 1.0) -> Tensor:
     Returns:
         0.0 or 1.0 in the shape and dtype of ``x``.
     """
+    if torch.compiler.is_compiling():
+        # The same value and gradient in operators that torch's caches know: (s - s) is 0.
+        slope = x * SURROGATES[surrogate](x, alpha).detach()
+        return (x > 0).to(x.dtype) + (slope - slope.detach())
     result: Tensor = _Spike.apply(x, SURROGATES[surrogate], alpha)  # type: ignore[no-untyped-call]
     return result
 
@@ -81,8 +85,9 @@ def integrate_and_fire(
 ) -> Tensor:
     """Spikes ``[T, B, ...]`` of `LIF` for ``current`` ``[T or 1, B, ...]``; ``rate`` is dt/tau.
 
-    Membranes are float32 where autocast gives currents of half the width; their spikes, 0 or 1,
-    are of the current's dtype again, as the next layer would make them.
+    The reference, and what torch.compile turns into one pass over memory; `tser.fused` is the
+    same for eager PyTorch. Membranes are float32 where autocast gives currents of half the width;
+    their spikes, 0 or 1, are of the current's dtype again, as the next layer would make them.
     """
     dtype = current.dtype
     if dtype in (torch.bfloat16, torch.float16):
@@ -97,6 +102,28 @@ def integrate_and_fire(
         gate = z.detach() if detach_reset else z
         v = (1 - gate) * v + gate * v_reset
     return torch.stack(spikes)
+
+
+def integrate_and_fire_eagerly(
+    current: Tensor,
+    timesteps: int,
+    rate: Tensor,
+    v_leak: Tensor,
+    v_th: Tensor,
+    v_reset: Tensor,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+) -> Tensor:
+    """`integrate_and_fire` by `tser.fused` where that applies; the same spikes bit for bit."""
+    whole = fires_together(rate, v_leak, v_th, v_reset) and current.ndim > 1
+    if torch.compiler.is_compiling() or not whole:
+        return integrate_and_fire(
+            current, timesteps, rate, v_leak, v_th, v_reset, surrogate, alpha, detach_reset
+        )
+    derivative = SURROGATES[surrogate]
+    dynamics = Dynamics(rate, v_leak, v_th, v_reset, derivative, alpha, detach_reset)
+    return fire(current, timesteps, dynamics)
 
 
 class LIF(nn.Module):
@@ -158,7 +185,7 @@ class LIF(nn.Module):
             self.tau_mem_inv = None
         self.dt, self.surrogate, self.alpha = dt, surrogate, alpha
         self.detach_reset = detach_reset
-        self.integrate: Callable[..., Tensor] = integrate_and_fire
+        self.integrate: Callable[..., Tensor] = integrate_and_fire_eagerly
 
     def rate(self) -> Tensor:
         """``dt / tau_mem``, float32, a scalar unless Norse's parameters were arrays."""

@@ -10,9 +10,9 @@ import torch
 from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
 from torch import Tensor, nn
 
-from tser.config import NeuronConfig
+from tser.config import NeuronConfig, StudentConfig
 from tser.layers import Residual, Spiking, Student, sublayers
-from tser.students import make_neuron
+from tser.students import build_student, make_neuron
 
 T, BATCH = 5, 6
 
@@ -146,3 +146,45 @@ def test_a_layer_may_have_two_places() -> None:
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(student(x)[0], pool(pool(x)).flatten(1))
     assert [name for name, _ in sublayers(student.layers)] == ["a", "b", "flatten"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("arch", ["convnet", "vgg11"])
+def test_recomputing_changes_nothing_but_the_work(arch: str, precision: str) -> None:
+    """Logits, gradients and running statistics are the same bits, after two passes."""
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        values: dict[str, Any] = {"arch": arch, "width": 4, "stages": 2, "timesteps": 4}
+        config = StudentConfig.model_validate(values)
+        student = build_student(config, NeuronConfig(), (1, 32, 32), 10).train()
+        student.layers.recompute = recompute
+        passes: list[str] = []
+        for name, module in student.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda *_, name=name, to=passes: to.append(name))
+        x = torch.randn(3, 1, 32, 32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = student(x)
+        once = list(passes)
+        logits.float().square().sum().backward()
+        assert sorted(passes) == sorted(once * (2 if recompute else 1))
+        grads = {name: p.grad for name, p in student.named_parameters()}
+        found.append((logits.detach(), grads, student.state_dict()))
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, wanted in ((found[1][1], found[0][1]), (found[1][2], found[0][2])):
+        assert list(ours) == list(wanted)
+        for name, value in wanted.items():
+            assert value is not None
+            assert torch.equal(ours[name], value), name
+
+
+def test_nothing_is_recomputed_where_no_gradient_is_wanted() -> None:
+    student = build_student(StudentConfig(width=4), NeuronConfig(), (1, 8, 8), 10)
+    student.layers.recompute = True
+    passes: list[int] = []
+    student.layers.stem_conv.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        student.train()(torch.rand(2, 1, 8, 8))
+    student.eval()(torch.rand(2, 1, 8, 8))
+    assert passes == [1, 1]

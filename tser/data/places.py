@@ -74,7 +74,7 @@ def in_root(source: Source, root: Path) -> Files:
 
 def in_usual_places(source: Source) -> Files:
     """The files of the set in the first place that has them; errors as for `locate`."""
-    named, cache = os.environ.get("TSER_DATA"), _user_cache()
+    named, cache = os.environ.get("TSER_DATA"), user_cache()
     places = [expanded(Path(named))] if named else []
     places += [cache] if cache else []
     places += source.places
@@ -161,7 +161,7 @@ def _download(source: Source, cache: Path) -> str:
     return ""
 
 
-def _user_cache() -> Path | None:
+def user_cache() -> Path | None:
     """The user's cache folder of this program, None without a home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():

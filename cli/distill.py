@@ -37,7 +37,22 @@ def distill(
             help="Weights of a trained teacher, or a function that returns one.",
         ),
     ] = None,
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the teacher's logits here, and use what is there."),
+    ] = None,
     data_root: DataRoot = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            metavar="auto|neuron|step|off",
+            help="What torch.compile makes faster after a wait; auto: what pays off.",
+        ),
+    ] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Keep less for the backward pass, recompute it.")
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits on every run, or an error.")
     ] = False,
@@ -61,8 +76,11 @@ def distill(
     for key, value in {
         "train.seed": seed,
         "train.device": device and json.dumps(device),
+        "train.compile": compile_ and json.dumps(compile_),
+        "train.low_memory": "true" if low_memory else None,
         "train.deterministic": "true" if deterministic else None,
         "teacher.path": teacher and _weights_file(teacher),
+        "teacher.cache": teacher_cache and json.dumps(str(teacher_cache.resolve())),
         "data.root": data_root and json.dumps(str(Path(data_root).resolve())),
     }.items():
         if value is not None:

@@ -42,6 +42,11 @@ def show_outlook(outlook: Outlook, as_json: bool) -> None:
     )
     loss = "  ".join(f"{name} {value:.4g}" for name, value in outlook.loss.items())
     say(f"one step on {outlook.student.measured_on} images: {loss}")
+    if outlook.compile != "off":
+        what = "neurons" if outlook.compile == "neuron" else "whole step"
+        say(f"training would compile the student's {what}, which makes the steps faster")
+    if outlook.low_memory:
+        say("with --low-memory training keeps about a third of what this step kept for backward")
     say("times are of the training steps alone, scaled from that step; nothing was written")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tser.config import RunConfig
 from tser.data import load_configured
+from tser.data.batch import Batch
 from tser.distill import distill, student_phase
 from tser.distributed import first, process_group
 from tser.loop import make_feed, train_epoch
@@ -143,8 +144,8 @@ def gradients(config: RunConfig, path: Path) -> None:
     student(data.normalise(data.train.images_at(torch.arange(len(data.train)))))
     with process_group():
         phase = student_phase(config, student.eval(), teacher.eval())
-        images, labels = next(iter(make_feed(phase, data, config, 0)))
-        accumulate_gradients(phase, images, labels, config.train.accumulate)
+        batch = next(iter(make_feed(phase, data, config, 0)))
+        accumulate_gradients(phase, batch, config.train.accumulate)
         found = {name: value.grad for name, value in student.named_parameters()}
         first(lambda: torch.save(found, path))
 
@@ -156,8 +157,8 @@ def one_epoch(config: RunConfig, path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
     with process_group() as share:
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-            logits = model(images)
+        def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
+            logits = model(batch.images)
             return logits.square().mean(), {"loss": 1.0 + share.rank}, logits.unsqueeze(0)
 
         phase = Phase("teacher", model, step, epochs=1, lr=0.1)

@@ -65,6 +65,34 @@ def draw(count: int, config: DataConfig, generator: torch.Generator) -> Draws:
     return Draws(row, column, flip, centre, numbers(1 << 62))
 
 
+def count_views(config: DataConfig) -> int | None:
+    """How many different images the changes make of one in memory; None: endlessly many."""
+    if config.auto_augment != "none" or config.cutout:
+        return None
+    return (2 * config.shift + 1) ** 2 * (1 + config.flip)
+
+
+def view_numbers(positions: Tensor, draws: Draws, config: DataConfig) -> Tensor | None:
+    """Which image under which change each of B samples is, counted from 0.
+
+    Args:
+        positions: of the samples in their split, int64 ``[B]``.
+        draws: of these samples.
+        config: what was drawn for.
+
+    Returns:
+        int64 ``[B]``: position * views + ((row * (2 * shift + 1) + column) * 2 + flip), without
+        the last factor where nothing is flipped; None where there are endlessly many.
+    """
+    views = count_views(config)
+    if views is None:
+        return None
+    view = draws.row * (2 * config.shift + 1) + draws.column
+    if config.flip:
+        view = 2 * view + draws.flip
+    return positions * views + view
+
+
 def augment(images: Tensor, draws: Draws, config: DataConfig) -> Tensor:
     """Shift, flip and AutoAugment: all that comes before the normalisation.
 
@@ -160,10 +188,11 @@ def cutout(images: Tensor, draws: Draws, side: int) -> Tensor:
     if not side:
         return images
     inside = []
+    centre = draws.centre.to(images.device)
     for axis, length in enumerate(images.shape[-2:]):
-        start = (draws.centre[:, axis] * length).long() - side // 2
-        pixel = torch.arange(length)
+        start = (centre[:, axis] * length).long() - side // 2
+        pixel = torch.arange(length, device=images.device)
         inside.append((pixel >= start[:, None]) & (pixel < start[:, None] + side))
-    erased = (inside[0][:, :, None] & inside[1][:, None, :]).to(images.device)  # [B, H, W]
+    erased = inside[0][:, :, None] & inside[1][:, None, :]  # [B, H, W]
     ones = [1] * (images.ndim - 3)
     return images.masked_fill(erased.view(len(images), *ones, *erased.shape[1:]), 0.0)

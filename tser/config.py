@@ -45,7 +45,7 @@ class DataConfig(_Section):
     """Side to which the images of a folder are scaled and cropped, in pixels."""
     workers: int = Field(-1, ge=-1)
     """Processes that prepare images; 0: the training process itself; -1: one a core, 8 at most,
-    for a folder of images or AutoAugment, otherwise none."""
+    for a folder of images, AutoAugment or arrays too large for the GPU, otherwise none."""
 
 
 class TeacherConfig(_Section):
@@ -73,6 +73,11 @@ class TeacherConfig(_Section):
     """Training epochs when no weights are given."""
     lr: Rate = 0.1
     """Peak learning rate."""
+    precision: Literal["same", "float32", "bf16"] = "same"
+    """In which it computes for the student: as the student does, or as said here."""
+    cache: str = ""
+    """A file of its logits for every shift and flip of the training images, filled as they are
+    needed and used by every run with the same teacher, images, shift and flip; empty: none."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:
@@ -200,8 +205,14 @@ class TrainConfig(_Section):
     """Seeds weights, order of images and augmentation."""
     channels_last: bool = True
     """Keep feature maps with the channels innermost, which convolutions run faster on."""
-    compile: Literal["off", "neuron"] = "off"
-    """Compile the neurons with torch.compile: faster steps after half a minute of waiting."""
+    compile: Literal["auto", "neuron", "step", "off"] = "auto"
+    """Compile the student's neurons or the whole of its step with torch.compile, for faster steps
+    after a wait of 5 s a spiking layer, once; auto: what saves several times that wait, if
+    anything does and there is a compiler."""
+    low_memory: bool = False
+    """Keep a third of the student's activations for the backward pass and compute the others
+    again: for little time where the step is compiled, as auto does then, for half as much time
+    again elsewhere."""
     deterministic: bool = False
     """Only operations that give the same bits on every run on this machine; an error if one has
     no such form."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tser.checkpoints import load_checkpoint, load_weights, save_weights
-from tser.compilation import compile_neurons
+from tser.compilation import (
+    Compilation,
+    batch_sizes,
+    compile_neurons,
+    compiled_network,
+    measure_workload,
+    plan_compilation,
+)
 from tser.config import RunConfig, TrainConfig
 from tser.config_file import dump_config
 from tser.data import ImageData, load_configured
+from tser.data.batch import Batch
 from tser.data.feed import check_fits, check_timesteps
-from tser.data.images import static
+from tser.data.images import static, time_first
+from tser.data.resident import placed
 from tser.determinism import deterministic
-from tser.distributed import check_share, first, own_device, parallel, process_group, spread
+from tser.distributed import (
+    check_share,
+    current_share,
+    first,
+    own_device,
+    parallel,
+    process_group,
+    spread,
+)
 from tser.errors import UsageError
 from tser.files import remove_leftovers, write_json, write_text
 from tser.layers import Student
+from tser.logit_cache import LogitCache, check_cache_file, check_cacheable, open_cache
 from tser.loop import fit
 from tser.loss import tser_loss
 from tser.metrics_log import check_tensorboard, truncate_metrics
@@ -56,12 +76,17 @@ def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
 
 def _distill(config: RunConfig, run: Run, resume: bool) -> None:
     device = pick_device(own_device(config.train.device))
-    check_device(config.train, device)
-    data = load_configured(config.data)
+    check_device(config.train, device, config.teacher.precision)
+    data = placed(load_configured(config.data), config.data, device)
     check_fits(data, config.data)
     check_timesteps(data, config.student.timesteps)
+    check_cacheable(config, data)
+    check_cache_file(config, data)
     fresh = not run.teacher.exists()
     teacher, student = make_networks(config, data, device, run.factories, published=fresh)
+    plan = plan_student(config, student, data, device, len(data.train))
+    if config.train.low_memory and not plan.low_memory and isinstance(student, Student):
+        student.layers.recompute = True
     given = Path(config.teacher.path) if config.teacher.path else None
 
     def begin() -> tuple[dict[str, Any] | None, bool, bool]:
@@ -77,7 +102,17 @@ def _distill(config: RunConfig, run: Run, resume: bool) -> None:
     spread(teacher)
     teacher.eval().requires_grad_(False)
     if not finished:
-        fit(student_phase(config, student, teacher), data, config, run, state)
+        cache = open_cache(config, data, teacher) if config.teacher.cache else None
+        phase = student_phase(config, student, teacher, cache, plan)
+        if plan.mode != "off" and current_share().rank == 0:
+            what = "neurons" if plan.mode == "neuron" else "step"
+            sys.stderr.write(
+                f"compiling the student's {what}: about {plan.wait:.0f} s more in the first steps, "
+                "less once it is in the cache\n"
+            )
+        fit(phase, data, config, run, state)
+        if cache is not None:
+            sys.stderr.write(f"{cache.summary()}\n")
 
 
 def make_networks(
@@ -109,9 +144,40 @@ def make_networks(
     if config.train.channels_last:
         for model in (teacher, student):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.train.compile == "neuron":
-        compile_neurons(student)
     return teacher, student
+
+
+def plan_student(
+    config: RunConfig,
+    student: Student | UserStudent,
+    data: ImageData,
+    device: torch.device,
+    samples: int,
+) -> Compilation:
+    """What is to be compiled for the training of the student.
+
+    Args:
+        config: of the run.
+        student: on its device.
+        data: what it trains on.
+        device: of the student.
+        samples: of an epoch.
+
+    Raises:
+        UsageError: compilation or ``train.low_memory`` is not possible here.
+    """
+    train = config.train
+    zeros = torch.zeros(2, *data.train.shape, device=device)
+    steps = config.student.timesteps
+    work = measure_workload(student, time_first(zeros), steps, samples * train.epochs)
+    sizes = batch_sizes(train, samples, current_share().world)
+    plan = plan_compilation(train, work, device, sizes)
+    if train.low_memory and not plan.low_memory and isinstance(student, UserStudent):
+        raise UsageError(
+            "train.low_memory needs the step of a model of your own to be compiled, with "
+            "--compile step and a compiler that PyTorch can use; leave it out"
+        )
+    return plan
 
 
 def _begin(config: RunConfig, run: Run, resume: bool) -> dict[str, Any] | None:
@@ -154,8 +220,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_device(train: TrainConfig, device: torch.device) -> None:
+def check_device(train: TrainConfig, device: torch.device, teacher: str = "same") -> None:
     """Refuse settings that this device cannot carry out.
+
+    Args:
+        train: how to train.
+        device: on what.
+        teacher: its precision.
 
     Raises:
         UsageError: naming the setting and the device.
@@ -166,14 +237,16 @@ def check_device(train: TrainConfig, device: torch.device) -> None:
             "use --set train.sync_bn=false"
         )
     works = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-    if train.precision == "bf16" and not works:
-        raise UsageError(
-            f"train.precision = 'bf16' does not work on {device}; use --set train.precision=float32"
-        )
+    for key, precision in (("train", train.precision), ("teacher", teacher)):
+        if precision == "bf16" and not works:
+            raise UsageError(
+                f"{key}.precision = 'bf16' does not work on {device}; "
+                f"use --set {key}.precision=float32"
+            )
 
 
-def _precision(train: TrainConfig, images: Tensor) -> AbstractContextManager[Any]:
-    if train.precision == "bf16":
+def _precision(name: str, images: Tensor) -> AbstractContextManager[Any]:
+    if name == "bf16":
         return torch.autocast(images.device.type, torch.bfloat16)
     return nullcontext()
 
@@ -182,11 +255,11 @@ def teacher_phase(config: RunConfig, teacher: nn.Module) -> Phase:
     """Training of the teacher, on its device, by cross-entropy."""
     network = parallel(teacher, config.train)
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        with _precision(config.train, images):
-            logits = network(static(images))
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
+        with _precision(config.train.precision, batch.images):
+            logits = network(static(batch.images))
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, batch.labels)
         return loss, {"loss": float(loss.detach())}, logits.unsqueeze(0)
 
     return Phase(
@@ -194,26 +267,66 @@ def teacher_phase(config: RunConfig, teacher: nn.Module) -> Phase:
     )
 
 
-def student_phase(config: RunConfig, student: nn.Module, teacher: nn.Module) -> Phase:
-    """Training of the student from the teacher, both on one device, by the TSER loss."""
-    network = parallel(student, config.train)
+def student_phase(
+    config: RunConfig,
+    student: nn.Module,
+    teacher: nn.Module,
+    cache: LogitCache | None = None,
+    compilation: Compilation | None = None,
+) -> Phase:
+    """Training of the student from the teacher, both on one device, by the TSER loss.
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+    Args:
+        config: of the run.
+        student: to train.
+        teacher: as it teaches.
+        cache: of its logits.
+        compilation: what of the student is compiled; None: nothing.
+    """
+    network, own = parallel(student, config.train), config.teacher.precision
+    teaching = config.train.precision if own == "same" else own
+    run, teach = _compiled(network, student, teacher, compilation or Compilation())
+
+    def ask(images: Tensor) -> Tensor:
+        # Not inference_mode: the loss keeps these logits for its backward pass.
+        with torch.no_grad(), _precision(teaching, images):
+            logits = teach(images)
+        return logits.float()
+
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
         target = None
         if config.loss.kl != "none":
-            with torch.no_grad(), _precision(config.train, images):
-                target = teacher(static(images)).float()
-        with _precision(config.train, images):
-            logits = network(images)
+            images = static(batch.images)
+            if cache is None or batch.views is None:
+                target = ask(images)
+            else:
+                target = cache.logits(batch.views, images, ask)
+        with _precision(config.train.precision, batch.images):
+            logits = run(batch.images)
         logits = logits.float()
         if len(logits) != student.timesteps:
             raise UsageError(
                 f"the student gives logits of {len(logits)} steps when asked for "
                 f"{student.timesteps}; use --set train.curriculum_epochs=0"
             )
-        parts = tser_loss(logits, labels, target, config.loss)
+        parts = tser_loss(logits, batch.labels, target, config.loss)
         named = parts.as_floats()
         return parts.total, {"loss": named.pop("total"), **named}, logits
 
     train, timesteps = config.train, config.student.timesteps
-    return Phase("student", student, step, train.epochs, train.lr, timesteps, network)
+    save = None if cache is None else cache.save
+    return Phase("student", student, step, train.epochs, train.lr, timesteps, network, save)
+
+
+def _compiled(
+    network: nn.Module, student: nn.Module, teacher: nn.Module, plan: Compilation
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The student's network and the teacher as they run in training."""
+    if plan.mode == "neuron":
+        compile_neurons(student, plan.sizes)
+    if plan.mode != "step":
+        return network, teacher
+    return (
+        compiled_network(network, plan.sizes, low_memory=plan.low_memory),
+        compiled_network(teacher, plan.sizes),
+    )

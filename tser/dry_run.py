@@ -21,9 +21,17 @@ from torch.utils.hooks import RemovableHandle
 
 from tser.config import RunConfig
 from tser.data import ArraySplit, ImageData, load_configured
+from tser.data.batch import Batch
 from tser.data.feed import batches_in_order, check_fits, check_timesteps
 from tser.data.images import make_image_data
-from tser.distill import make_networks, pick_device, student_phase, teacher_phase
+from tser.distill import (
+    make_networks,
+    pick_device,
+    plan_student,
+    student_phase,
+    teacher_phase,
+)
+from tser.logit_cache import check_cacheable
 from tser.optim import make_optimizer
 from tser.recording import spiking_layers
 from tser.step import Phase, Tally, accumulate_gradients, is_out_of_memory, out_of_memory
@@ -105,6 +113,8 @@ class Outlook:
         teacher: its cost; None if it is not trained.
         device: where the step was taken.
         loss: of the step, by part.
+        compile: what of the student would be compiled, which the step was not.
+        low_memory: whether less would be kept for the backward pass than the step kept.
     """
 
     data: str
@@ -120,6 +130,8 @@ class Outlook:
     teacher: Cost | None
     device: str
     loss: dict[str, float]
+    compile: str
+    low_memory: bool
 
 
 def dry_run(config: RunConfig, factories: tuple[str, ...] = ()) -> Outlook:
@@ -137,9 +149,11 @@ def dry_run(config: RunConfig, factories: tuple[str, ...] = ()) -> Outlook:
     data, images, loaded = _data(config)
     check_fits(data, config.data)
     check_timesteps(data, config.student.timesteps)
+    check_cacheable(config, data)
     # Published weights would be downloaded, and their values change no shape.
     teacher, student = make_networks(config, data, device, factories, published=False)
     steps = -(-images // config.train.batch_size)
+    plan = plan_student(config, student, data, device, images)
 
     cost = None
     if config.teacher.train and not config.teacher.path:
@@ -165,6 +179,8 @@ def dry_run(config: RunConfig, factories: tuple[str, ...] = ()) -> Outlook:
         teacher=cost,
         device=str(device),
         loss=loss,
+        compile=plan.mode,
+        low_memory=config.train.low_memory,
     )
 
 
@@ -219,20 +235,20 @@ def _measured(
 
     def step(count: int) -> tuple[float, int, Tally]:
         images, labels = next(batches_in_order(data, data.train, count))
-        images, labels = images.to(device), labels.to(device)
-        if train.channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+        batch = Batch(images, labels).to(device)
+        if train.channels_last:
+            batch = batch.channels_last()
         kept = _Kept(phase.model)
         started = time.perf_counter()
         tally = None
         try:
             with kept.counting():
-                tally = accumulate_gradients(phase, images, labels, parts=1)
+                tally = accumulate_gradients(phase, batch, parts=1)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         if tally is None:  # behind the handler, which keeps the tensors of the failed step alive
-            raise out_of_memory(phase, train, images, labels)
+            raise out_of_memory(phase, train, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":

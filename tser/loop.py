@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tser.checkpoints import save_checkpoint, save_weights
 from tser.config import RunConfig, TrainConfig
 from tser.data import ImageData, Split
+from tser.data.batch import Batch
 from tser.data.feed import TrainingFeed, batches_in_order
 from tser.data.images import static
+from tser.data.waiting import DataWait, describe_wait
 from tser.distributed import current_share, gather, spread
 from tser.errors import InputFileError, TserError, UsageError
 from tser.metrics import correct_per_step
@@ -66,6 +68,8 @@ def fit(
     def keep(epoch: int, step: int, tally: Tally) -> None:
         tallies = gather(tally.plain())
         if share.rank == 0:
+            if phase.save:
+                phase.save()
             save_checkpoint(
                 {
                     "phase": phase.name,
@@ -85,7 +89,7 @@ def fit(
             "batch norm needs two for each"
         )
     steps = phase.epochs * per_epoch, first * per_epoch + done
-    quiet = share.rank > 0
+    quiet, wait = share.rank > 0, DataWait()
     with (
         MetricsLog(run, tensorboard=train.tensorboard and not quiet) as log,
         Reporter(phase.name, *steps, quiet=quiet) as reporter,
@@ -102,6 +106,7 @@ def fit(
                 done=done,
                 tally=tally,
                 keep=partial(keep, epoch),
+                wait=wait,
             )
             done, tally = 0, Tally()
             row["val_accuracy"] = _validate(phase, data, train)
@@ -110,9 +115,13 @@ def fit(
                 log.write(row)
             shown = {key: value for key, value in row.items() if isinstance(value, float)}
             shown["val_accuracy"] = row["val_accuracy"][-1]
-            del shown["seconds"], shown["lr"]
+            del shown["seconds"], shown["lr"], shown["data_wait"]
             reporter.epoch(epoch + 1, phase.epochs, shown)
             keep(epoch + 1, 0, tally)
+        if first < phase.epochs:
+            device = next(phase.model.parameters()).device
+            longest = max(gather(wait), key=lambda waited: waited.share)
+            reporter.note(describe_wait(longest, data, config.data, device))
     if share.rank == 0:
         save_weights(phase.model, run.teacher if phase.name == "teacher" else run.student)
 
@@ -144,7 +153,8 @@ def make_feed(phase: Phase, data: ImageData, config: RunConfig, epoch: int) -> T
     Order and augmentation depend on seed, phase and epoch alone, so a resumed run repeats them.
     """
     seed = config.train.seed * 1_000_003 + epoch * 2 + (phase.name == "student")
-    return TrainingFeed(data, config.data, config.train.batch_size, seed, current_share())
+    device = next(phase.model.parameters()).device
+    return TrainingFeed(data, config.data, config.train.batch_size, seed, current_share(), device)
 
 
 def train_epoch(
@@ -158,8 +168,12 @@ def train_epoch(
     done: int = 0,
     tally: Tally | None = None,
     keep: Keep | None = None,
+    wait: DataWait | None = None,
 ) -> dict[str, Any]:
     """Train for one epoch; returns its row of metrics.
+
+    Among them is "data_wait", the share of the time, 0..1, that went into waiting for the next
+    batch, in the process that waited longest.
 
     Args:
         phase: what to train.
@@ -171,30 +185,29 @@ def train_epoch(
         done: batches that were trained on before the interruption.
         tally: their sums.
         keep: called after every ``checkpoint_steps`` batches.
+        wait: the time of this epoch is added to it.
 
     Raises:
         TserError: the loss is no longer finite, or memory has run out.
     """
-    device = next(phase.model.parameters()).device
     train = config.train
     feed = make_feed(phase, data, config, epoch)
     tally = tally or Tally()
     timesteps = _timesteps(phase, train, epoch)
     phase.model.train()
-    number, lr = done, 0.0
+    number, lr, spent = done, 0.0, DataWait()
     try:
-        for number, (images, labels) in enumerate(feed.starting_at(done), done):
-            images, labels = images.to(device), labels.to(device)
+        for number, batch in enumerate(spent.over(feed.starting_at(done)), done):
             if timesteps != phase.timesteps:
-                images = static(images)  # one step sees the mean of all frames
-            if train.channels_last and images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
+                batch = batch.still()  # one step sees the mean of all frames
+            if train.channels_last:
+                batch = batch.channels_last()
             progress = epoch + number / len(feed)
             lr = learning_rate(phase.lr, progress, phase.epochs, train.warmup_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             _seed_step(phase, train.seed, epoch, number)
-            tally.add(_optimise(phase, optimizer, images, labels, train))
+            tally.add(_optimise(phase, optimizer, batch, train))
             reporter.step()
             steps = number + 1
             due = train.checkpoint_steps and steps % train.checkpoint_steps == 0
@@ -211,23 +224,22 @@ def train_epoch(
             f"training the {phase.name} broke in epoch {epoch + 1}, step {number + 1}: "
             f"'{error}' is not finite; lower the learning rate (--set {key}=…) and train again"
         ) from error
+    if wait:
+        wait.add(spent)
     whole = Tally()
     for part in gather(tally):
         whole.add(part)
-    return whole.means() | {"lr": lr} | ({} if timesteps is None else {"timesteps": timesteps})
+    row = whole.means() | {"lr": lr, "data_wait": max(gather(spent.share))}
+    return row | ({} if timesteps is None else {"timesteps": timesteps})
 
 
 def _optimise(
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    train: TrainConfig,
+    phase: Phase, optimizer: torch.optim.Optimizer, batch: Batch, train: TrainConfig
 ) -> Tally:
     """One step of the optimiser."""
     optimizer.zero_grad(set_to_none=True)
     try:
-        tally = accumulate_gradients(phase, images, labels, train.accumulate)
+        tally = accumulate_gradients(phase, batch, train.accumulate)
         if train.clip_norm:
             norm = clip_gradients(phase.model, train.clip_norm)
             tally.totals["grad_norm"] = norm * tally.seen
@@ -238,7 +250,7 @@ def _optimise(
     else:
         return tally
     # Here, not above: what the failed step held is free once its error is forgotten.
-    raise out_of_memory(phase, train, images, labels)
+    raise out_of_memory(phase, train, batch)
 
 
 def _timesteps(phase: Phase, train: TrainConfig, epoch: int) -> int | None:
@@ -283,8 +295,7 @@ def accuracy(
         mine = split.select(torch.arange(share.rank, len(split), share.world))
     correct: list[int] = []
     with torch.inference_mode():
-        for images, labels in batches_in_order(data, mine, 4 * batch_size):
-            images = images.to(device)
+        for images, labels in batches_in_order(data, mine, 4 * batch_size, device=device):
             logits = model(static(images) if still else images)
             logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
             right = correct_per_step(logits.cpu(), labels).tolist()

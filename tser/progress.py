@@ -83,3 +83,11 @@ class Reporter:
                 f"{self._title} {number}/{total}  {text}  {seconds:.0f} s, {left:.0f} s left\n"
             )
             sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Write one line about the phase; above the bar where there is one."""
+        if self._bar:
+            self._console.print(f"{self._title}: {text}", markup=False, highlight=False)
+        elif not self._quiet:
+            sys.stderr.write(f"{self._title}: {text}\n")
+            sys.stderr.flush()

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tser.config import TrainConfig
+from tser.data.batch import Batch
 from tser.distributed import current_share, unsynchronised
 from tser.errors import TserError
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float], Tensor]]
-"""(images, labels) -> loss to minimise, its parts for the log, logits ``[T, B, K]``."""
+Step = Callable[[Batch], tuple[Tensor, dict[str, float], Tensor]]
+"""A batch -> loss to minimise, its parts for the log, logits ``[T, B, K]``."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Phase:
         lr: peak learning rate.
         timesteps: T of a student; None for a teacher.
         network: what ``step`` calls, where that is a wrapper of ``model`` for several processes.
+        save: writes what ``step`` gathers for later; called before every checkpoint.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Phase:
     lr: float
     timesteps: int | None = None
     network: nn.Module | None = None
+    save: Callable[[], None] | None = None
 
 
 @dataclass
@@ -73,45 +76,41 @@ class Tally:
         return asdict(self)
 
 
-def split_batch(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Cut a batch into pieces of nearly equal size, of two samples at least: batch norm needs two.
 
     Args:
-        images: ``[B, C, H, W]``, or ``[T, B, C, H, W]``.
-        labels: ``[B]``.
+        batch: of B samples.
         parts: number of pieces; fewer where the samples do not suffice.
     """
-    parts = max(1, min(parts, len(labels) // 2))
-    batch = 1 if images.ndim == 5 else 0
-    return list(zip(images.tensor_split(parts, batch), labels.tensor_split(parts), strict=True))
+    return batch.split(max(1, min(parts, len(batch) // 2)))
 
 
-def accumulate_gradients(phase: Phase, images: Tensor, labels: Tensor, parts: int) -> Tally:
+def accumulate_gradients(phase: Phase, batch: Batch, parts: int) -> Tally:
     """Add the gradient of the mean loss over a batch to ``.grad``.
 
     With several processes it is the mean over all their batches, which are of equal size.
 
     Args:
         phase: whose loss.
-        images: ``[B, C, H, W]``, or ``[T, B, C, H, W]``, on the model's device.
-        labels: ``[B]``.
+        batch: on the model's device.
         parts: pieces in which the batch goes through the network.
 
     Raises:
         NotFinite: a part of the loss is not finite; its gradient is not taken.
     """
     tally = Tally()
-    pieces = split_batch(images, labels, parts)
-    for number, (some_images, some_labels) in enumerate(pieces, 1):
+    pieces = split_batch(batch, parts)
+    for number, piece in enumerate(pieces, 1):
         alone = phase.network is not None and number < len(pieces)
         with unsynchronised(phase.network) if alone and phase.network else nullcontext():
-            loss, named, logits = phase.step(some_images, some_labels)
+            loss, named, logits = phase.step(piece)
             check_finite(named)
-            count = len(some_labels)
-            (loss * (count / len(labels))).backward()
+            count = len(piece)
+            (loss * (count / len(batch))).backward()
         # On the CPU: a sum over time has no deterministic form on a GPU.
         answers = logits.detach().float().cpu().sum(0).argmax(-1)
-        correct = int((answers == some_labels.cpu()).sum())
+        correct = int((answers == piece.labels.cpu()).sum())
         tally.add(Tally(count, correct, {name: value * count for name, value in named.items()}))
     return tally
 
@@ -150,14 +149,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(phase: Phase, train: TrainConfig, images: Tensor, labels: Tensor) -> TserError:
+def out_of_memory(phase: Phase, train: TrainConfig, batch: Batch) -> TserError:
     """The error to raise after a batch that did not fit; smaller pieces are tried for it.
 
     Args:
         phase: whose step ran out of memory.
         train: how the batch was split.
-        images: the batch of this process.
-        labels: the batch of this process.
+        batch: of this process.
     """
     world = current_share().world
     held = train.batch_size // world // train.accumulate
@@ -172,24 +170,24 @@ def out_of_memory(phase: Phase, train: TrainConfig, images: Tensor, labels: Tens
     if phase.network is not None and phase.network is not phase.model:
         # Trying would need the other processes to try as well.
         return TserError(f"{text}); try --set train.accumulate={2 * train.accumulate}")
-    fitting = _fitting_parts(phase, train.accumulate, images, labels)
+    fitting = _fitting_parts(phase, train.accumulate, batch)
     if fitting:
-        share = -(-len(labels) // fitting)
+        share = -(-len(batch) // fitting)
         return TserError(f"{text}); {share} at a time fit: --set train.accumulate={fitting}")
     smaller = "a smaller network" if phase.timesteps is None else "a smaller student.timesteps"
     return TserError(f"{text}); not even 2 at a time fit: use {smaller} or smaller images")
 
 
-def _fitting_parts(phase: Phase, parts: int, images: Tensor, labels: Tensor) -> int | None:
+def _fitting_parts(phase: Phase, parts: int, batch: Batch) -> int | None:
     """The smallest number of pieces, in doublings of ``parts``, with which a step fits."""
-    most = len(labels) // 2
+    most = len(batch) // 2
     while parts < most:
         parts = min(2 * parts, most)
         phase.model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            loss, _, _ = phase.step(*split_batch(images, labels, parts)[0])
+            loss, _, _ = phase.step(split_batch(batch, parts)[0])
             loss.backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -218,7 +218,8 @@ def test_the_number_of_workers_changes_nothing(shared: Path, workers: int) -> No
         data = load_configured(config)
         feed = TrainingFeed(data, config, 8, seed=5)
         assert data.workers == count
-        return [*feed, *batches_in_order(data, data.test, 5)]
+        augmented = [(batch.images, batch.labels) for batch in feed]
+        return [*augmented, *batches_in_order(data, data.test, 5)]
 
     torch.manual_seed(0)
     alone = shown(0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tser.checkpoints import load_checkpoint, save_checkpoint
 from tser.config import RunConfig
 from tser.config_file import load_config
 from tser.data import load_data
+from tser.data.batch import Batch
 from tser.data.feed import batch_positions
 from tser.distill import distill, pick_device
 from tser.errors import InputFileError, TserError, UsageError
@@ -39,6 +41,7 @@ TINY = (
     "train.batch_size=16",
     "train.device=cpu",
 )
+TIMES = ("seconds", "data_wait")
 FILES = {
     "config.toml",
     "environment.json",
@@ -65,7 +68,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 def timeless(run: Run) -> list[dict[str, Any]]:
     """The rows of a run without what differs between two equal runs."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(run)]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows(run)]
 
 
 def file_names(folder: Path) -> set[str]:
@@ -101,7 +104,7 @@ def test_every_epoch_has_one_row(whole: Run) -> None:
         ("student", 1),
         ("student", 2),
     ]
-    common = {"phase", "epoch", "seconds", "lr", "loss", "train_accuracy", "val_accuracy"}
+    common = {"phase", "epoch", "lr", "loss", "train_accuracy", "val_accuracy", *TIMES}
     validation = len(load_data("digits").val)
     for row in found:
         is_student = row["phase"] == "student"
@@ -115,6 +118,7 @@ def test_every_epoch_has_one_row(whole: Run) -> None:
         assert row["train_accuracy"] * 64 == pytest.approx(round(row["train_accuracy"] * 64))
         assert row["lr"] > 0
         assert row["seconds"] > 0
+        assert 0 < row["data_wait"] < 1
 
 
 def test_the_logged_parts_add_up_to_the_loss(whole: Run) -> None:
@@ -131,13 +135,16 @@ def test_progress_is_plain_lines_without_a_terminal(
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert [line.split("  ")[0] for line in lines] == [
+    epochs = [line for line in lines if "waiting" not in line]
+    assert [line.split("  ")[0] for line in epochs] == [
         "teacher 1/2",
         "teacher 2/2",
         "student 1/2",
         "student 2/2",
     ]
-    assert all("val_accuracy" in line and "s left" in line for line in lines)
+    assert all("val_accuracy" in line and "s left" in line for line in epochs)
+    for line, phase in ((lines[2], "teacher"), (lines[5], "student")):
+        assert re.match(rf"{phase}: \d+\.\d % of the time was spent waiting for data", line)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -403,8 +410,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path: Path) -> None:
     model = nn.Linear(64, 10)
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        logits = model(images.flatten(1)).unsqueeze(0)
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
+        logits = model(batch.images.flatten(1)).unsqueeze(0)
         return 1e30 * logits.sum(), {"loss": 1.0}, logits
 
     config = tiny("train.batch_size=64")
@@ -462,12 +469,12 @@ class Epoch:
         model = nn.Linear(64, 10).eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+        def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
             assert model.training
-            self.images.append(images)
-            self.labels.append(labels)
+            self.images.append(batch.images)
+            self.labels.append(batch.labels)
             self.rates.append(optimizer.param_groups[0]["lr"])
-            logits = model(images.flatten(1)).unsqueeze(0)
+            logits = model(batch.images.flatten(1)).unsqueeze(0)
             return logits.square().mean(), {"loss": float(len(self.rates))}, logits
 
         self.config = tiny(*overrides)
@@ -594,3 +601,42 @@ def test_the_configuration_is_written_before_training(
     order = call_order(monkeypatch)
     train(tmp_path / "run", "teacher.epochs=1", "train.epochs=1")
     assert order == ["write_text", "fit", "save_weights", "fit", "save_weights"]
+
+
+@pytest.mark.parametrize("mode", ["neuron", "step"])
+def test_a_run_may_be_compiled(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a compiler that does nothing, which is what decides where it is used."""
+    sizes: list[int] = []
+
+    def compile_(function: Any, **options: Any) -> Any:
+        def run(x: Tensor, *arguments: Any) -> Tensor:
+            sizes.append(x.shape[1] if mode == "neuron" else len(x))
+            return function(x, *arguments)
+
+        return run
+
+    monkeypatch.setattr("tser.compilation.missing_compiler", lambda device: None)
+    monkeypatch.setattr("tser.compilation.torch.compile", compile_)
+    plain, compiled = (
+        train(tmp_path / name, f'train.compile="{name}"', "data.limit_train=40")
+        for name in ("off", mode)
+    )
+    # 40 images are two batches of 16 and one of 8, twice; the step has a student and a teacher.
+    assert sizes == [16] * 2 * 2 * (5 if mode == "neuron" else 2)
+    weights = load_file(plain.student)
+    for name, value in load_file(compiled.student).items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4)
+    said = capsys.readouterr().err
+    what = "neurons" if mode == "neuron" else "step"
+    assert said.count(f"compiling the student's {what}: about") == 1
+
+
+def test_less_memory_trains_the_same_student(tmp_path: Path, whole: Run) -> None:
+    frugal = train(tmp_path / "run", "train.low_memory=true", 'train.compile="off"')
+    assert timeless(frugal) == timeless(whole)
+    weights = load_file(whole.student)
+    assert all(
+        torch.equal(value, weights[name]) for name, value in load_file(frugal.student).items()
+    )

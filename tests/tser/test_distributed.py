@@ -31,6 +31,7 @@ TINY = (
     "train.batch_size=16",
     "train.device=cpu",
 )
+TIMES = ("seconds", "data_wait")
 FILES = {
     "config.toml",
     "environment.json",
@@ -47,7 +48,7 @@ def tiny(*overrides: str) -> RunConfig:
 
 def timeless(run: Run) -> list[dict[str, object]]:
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 # --- the mathematics -----------------------------------------------------------------------

@@ -84,3 +84,10 @@ def test_what_training_refuses_is_refused() -> None:
         dry_run(load_config("digits", ["data.shift=8"]))
     with pytest.raises(UsageError, match="device 'cuda:99' cannot be used here"):
         dry_run(load_config("digits", ["train.device=cuda:99"]))
+
+
+def test_what_would_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tser.compilation.missing_compiler", lambda device: None)
+    assert dry_run(load_config("digits", ["student.width=2", "train.epochs=1"])).compile == "off"
+    long = load_config("digits", ["student.width=8", "train.epochs=1000000"])
+    assert dry_run(long).compile == "step"

@@ -43,8 +43,8 @@ def test_an_epoch_shows_every_image_once_with_its_label(workers: int) -> None:
     feed = TrainingFeed(data, config, 100, seed=3)
     batches = list(feed)
     assert len(feed) == len(batches) == 11
-    shown = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
+    shown = torch.cat([batch.images for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
     wanted = data.normalise(data.train.images_at(torch.arange(1097)))
     order = TrainingFeed(data, config, 1097, seed=3)._positions[0]
     assert torch.equal(shown, wanted[order])
@@ -57,8 +57,8 @@ def test_an_epoch_may_be_taken_up_in_its_middle() -> None:
     feed = TrainingFeed(load_data("digits", limit_train=64), config, 16, seed=1)
     whole, rest = list(feed), list(feed.starting_at(3))
     assert len(rest) == 1
-    assert torch.equal(rest[0][0], whole[3][0])
-    assert torch.equal(rest[0][1], whole[3][1])
+    assert torch.equal(rest[0].images, whole[3].images)
+    assert torch.equal(rest[0].labels, whole[3].labels)
     assert list(feed.starting_at(4)) == []
 
 
@@ -80,16 +80,16 @@ def test_processes_augment_as_one_would() -> None:
     data = load_data("digits", limit_train=64)
     whole = list(TrainingFeed(data, config, 16, seed=1))
     halves = [list(TrainingFeed(data, config, 16, 1, Share(rank, 2))) for rank in range(2)]
-    for (images, labels), *parts in zip(whole, *halves, strict=True):
-        for rank, (part, part_labels) in enumerate(parts):
-            assert torch.equal(part, images[rank::2])
-            assert torch.equal(part_labels, labels[rank::2])
+    for batch, *parts in zip(whole, *halves, strict=True):
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.images, batch.images[rank::2])
+            assert torch.equal(part.labels, batch.labels[rank::2])
 
 
 def test_cutout_is_the_mean_of_what_is_shown() -> None:
     data = made_data(3, 8, 8)
-    plain = next(iter(TrainingFeed(data, PLAIN, 30, seed=0)))[0]
-    erased = next(iter(TrainingFeed(data, DataConfig(shift=0, cutout=4), 30, seed=0)))[0]
+    plain = next(iter(TrainingFeed(data, PLAIN, 30, seed=0))).images
+    erased = next(iter(TrainingFeed(data, DataConfig(shift=0, cutout=4), 30, seed=0))).images
     changed = erased != plain
     assert changed.any()
     assert (erased[changed] == 0).all()
@@ -138,7 +138,7 @@ def test_frames_reach_a_model_time_first(dtype: torch.dtype) -> None:
     assert torch.equal(images[3, 5], data.test.images_at(torch.tensor([5]))[0, 3].float())
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     config = DataConfig(shift=2, flip=True, cutout=3)
-    shown, _ = next(iter(TrainingFeed(data, config, 30, seed=0)))
+    shown = next(iter(TrainingFeed(data, config, 30, seed=0))).images
     assert shown.shape == (4, 30, 2, 6, 5)
     # No stored value is 0, so zeros are what a shift or Cutout left, the same in every frame.
     holes = shown == 0

@@ -52,7 +52,7 @@ def outcome(run: Run) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     """What two equal runs share: both networks, and the metrics without the seconds."""
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     for row in rows:
-        del row["seconds"]
+        del row["seconds"], row["data_wait"]
     return run.teacher.read_bytes(), run.student.read_bytes(), rows
 
 

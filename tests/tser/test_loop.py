@@ -9,16 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tser import compilation, loop
+from tser import loop
 from tser.checkpoints import load_checkpoint, save_checkpoint
-from tser.compilation import compile_neurons
 from tser.config import RunConfig, TrainConfig
 from tser.config_file import load_config
 from tser.data import load_data
+from tser.data.batch import Batch
 from tser.distill import distill
 from tser.errors import InputFileError, TserError, UsageError
 from tser.layers import Student
-from tser.neurons import LIF, integrate_and_fire
 from tser.optim import make_optimizer
 from tser.runs import Run
 from tser.step import Phase
@@ -122,9 +121,9 @@ def test_the_student_sees_the_mean_frame_while_it_has_one_step() -> None:
     student = build_student(config.student, config.neuron, data.image_shape, data.num_classes)
     shapes: list[tuple[int, ...]] = []
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        shapes.append((student.timesteps, *images.shape))
-        logits = student(images)
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
+        shapes.append((student.timesteps, *batch.images.shape))
+        logits = student(batch.images)
         return logits.square().mean(), {"loss": 1.0}, logits
 
     phase = Phase("student", student, step, epochs=2, lr=0.1, timesteps=3)
@@ -171,13 +170,13 @@ def fit_dropout(run: Run, state: dict[str, Any] | None = None, stop_at: int = 0)
     """Two epochs of four steps with a checkpoint after every third step of an epoch."""
     model, count = DropoutNet(), 0
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
         nonlocal count
         count += 1
         if count == stop_at:
             raise KeyboardInterrupt
-        logits = model(images)
-        loss = nn.functional.cross_entropy(logits[0], labels)
+        logits = model(batch.images)
+        loss = nn.functional.cross_entropy(logits[0], batch.labels)
         return loss, {"loss": float(loss.detach())}, logits
 
     run.path.mkdir(exist_ok=True)
@@ -202,7 +201,7 @@ def test_a_run_resumed_within_an_epoch_ends_the_same(
     assert run.student.read_bytes() == whole.student.read_bytes()
     found, wanted = rows(run), rows(whole)
     for row in found + wanted:
-        del row["seconds"]
+        del row["seconds"], row["data_wait"]
         assert row["grad_norm"] > 0
     assert found == wanted
 
@@ -212,9 +211,9 @@ def test_dropout_differs_from_step_to_step() -> None:
     masks: list[Tensor] = []
     model = DropoutNet()
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+    def step(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
         masks.append(torch.rand(8))
-        logits = model(images)
+        logits = model(batch.images)
         return logits.square().mean(), {"loss": 1.0}, logits
 
     phase = Phase("student", model, step, epochs=1, lr=0.1)
@@ -309,28 +308,3 @@ def test_all_settings_work_together(tmp_path: Path) -> None:
     assert all(row["grad_norm"] > 0 for row in rows(run))
     assert all(value.dtype != torch.bfloat16 for value in load_file(run.student).values())
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_neurons_are_compiled_for_one_shape_at_each_t(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[tuple[int, ...]] = []
-
-    def compile_(function: Any, **options: Any) -> Any:
-        assert function is integrate_and_fire
-
-        def run(current: Tensor, timesteps: int, *rest: Any) -> Tensor:
-            compiled.append((timesteps, *current.shape))
-            return integrate_and_fire(current, timesteps, *rest)
-
-        return run
-
-    monkeypatch.setattr(compilation.torch, "compile", compile_)
-    config = tiny()
-    student = build_student(config.student, config.neuron, (1, 8, 8), 10)
-    (lif, *_) = (module for module in student.modules() if isinstance(module, LIF))
-    compile_neurons(student)
-    lif.train()
-    for timesteps, size in ((1, 16), (1, 7), (3, 16), (3, 7), (1, 16)):
-        current = torch.rand(timesteps, size, 4)
-        assert torch.equal(lif(current, timesteps), (lif.eval()(current, timesteps)))
-        lif.train()
-    assert compiled == [(1, 1, 16, 4), (3, 3, 16, 4), (1, 1, 16, 4)]

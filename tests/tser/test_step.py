@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tser.config import RunConfig, TrainConfig
 from tser.config_file import load_config
 from tser.data import load_data
+from tser.data.batch import Batch
 from tser.distill import check_device, student_phase, teacher_phase
 from tser.errors import UsageError
 from tser.models import make_run_student, make_run_teacher
@@ -33,10 +34,11 @@ def tiny(*overrides: str) -> RunConfig:
     return load_config("digits", [*TINY, *overrides])
 
 
-def batch(size: int) -> tuple[Tensor, Tensor]:
+def first_batch(size: int) -> Batch:
     data = load_data("digits")
     positions = torch.arange(size)
-    return data.normalise(data.train.images_at(positions)), data.train.labels[:size]
+    images = data.normalise(data.train.images_at(positions))
+    return Batch(images, data.train.labels[:size], positions)
 
 
 def linear_phase(step: Callable[[Tensor], None] = lambda labels: None) -> Phase:
@@ -44,10 +46,10 @@ def linear_phase(step: Callable[[Tensor], None] = lambda labels: None) -> Phase:
     torch.manual_seed(0)
     model = nn.Linear(64, 10)
 
-    def run(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        step(labels)
-        logits = model(images.flatten(1))
-        loss = nn.functional.cross_entropy(logits, labels)
+    def run(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor]:
+        step(batch.labels)
+        logits = model(batch.images.flatten(1))
+        loss = nn.functional.cross_entropy(logits, batch.labels)
         return loss, {"loss": float(loss.detach())}, logits.unsqueeze(0)
 
     return Phase("student", model, run, epochs=1, lr=0.1, timesteps=4)
@@ -70,31 +72,33 @@ def linear_phase(step: Callable[[Tensor], None] = lambda labels: None) -> Phase:
 def test_pieces_hold_every_sample_once_and_two_at_least(
     size: int, parts: int, sizes: list[int]
 ) -> None:
-    images, labels = torch.rand(size, 1, 2, 2), torch.arange(size)
-    pieces = split_batch(images, labels, parts)
-    assert [len(some) for _, some in pieces] == sizes
-    assert torch.equal(torch.cat([some for some, _ in pieces]), images)
-    assert torch.equal(torch.cat([some for _, some in pieces]), labels)
+    batch = Batch(torch.rand(size, 1, 2, 2), torch.arange(size), 3 * torch.arange(size))
+    pieces = split_batch(batch, parts)
+    assert [len(piece) for piece in pieces] == sizes
+    assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
+    assert torch.equal(torch.cat([piece.labels for piece in pieces]), batch.labels)
+    views = [piece.views for piece in pieces if piece.views is not None]
+    assert torch.equal(torch.cat(views), 3 * batch.labels)
 
 
 def test_frames_are_cut_along_the_batch_not_along_time() -> None:
-    images, labels = torch.rand(3, 8, 1, 2, 2), torch.arange(8)
-    pieces = split_batch(images, labels, 4)
-    assert [tuple(some.shape) for some, _ in pieces] == [(3, 2, 1, 2, 2)] * 4
-    assert torch.equal(torch.cat([some for some, _ in pieces], 1), images)
+    images = torch.rand(3, 8, 1, 2, 2)
+    pieces = split_batch(Batch(images, torch.arange(8)), 4)
+    assert [tuple(piece.images.shape) for piece in pieces] == [(3, 2, 1, 2, 2)] * 4
+    assert torch.equal(torch.cat([piece.images for piece in pieces], 1), images)
 
 
 @pytest.mark.parametrize("size", [16, 13])
 def test_the_gradient_of_the_pieces_is_that_of_the_batch(size: int) -> None:
-    images, labels = batch(size)
+    batch = first_batch(size)
     whole, pieces = linear_phase(), linear_phase()
-    one = accumulate_gradients(whole, images, labels, 1)
-    many = accumulate_gradients(pieces, images, labels, 4)
+    one = accumulate_gradients(whole, batch, 1)
+    many = accumulate_gradients(pieces, batch, 4)
     for a, b in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
         assert float((a.grad - b.grad).abs().max()) < 1e-6
-    loss = nn.functional.cross_entropy(whole.model(images.flatten(1)), labels)
+    loss = nn.functional.cross_entropy(whole.model(batch.images.flatten(1)), batch.labels)
     assert one.means()["loss"] == pytest.approx(loss.item())
     assert many.means() == pytest.approx(one.means())
     assert one.seen == size
@@ -169,8 +173,8 @@ def test_bfloat16_is_used_between_float32_weights_and_loss(which: str) -> None:
     for module in phase.model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
-    images, labels = batch(16)
-    loss, _, logits = phase.step(images, labels)
+    batch = first_batch(16)
+    loss, _, logits = phase.step(batch)
     assert seen == {torch.bfloat16}
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()
@@ -186,7 +190,7 @@ def test_bfloat16_is_used_between_float32_weights_and_loss(which: str) -> None:
         if which == "teacher"
         else student_phase(exact, student, teacher.eval())
     )
-    reference, _, _ = same.step(images, labels)
+    reference, _, _ = same.step(batch)
     assert float(loss.detach()) == pytest.approx(float(reference.detach()), rel=0.05)
     assert not torch.equal(loss, reference)
 
@@ -253,8 +257,7 @@ def test_what_would_fit_is_tried_and_named(most: int, accumulate: int, words: st
         if len(labels) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    images, labels = batch(64)
     train = TrainConfig(batch_size=64, accumulate=accumulate)
-    error = out_of_memory(linear_phase(step), train, images, labels)
+    error = out_of_memory(linear_phase(step), train, first_batch(64))
     assert str(error).startswith("out of memory when training the student on ")
     assert str(error).endswith(words)

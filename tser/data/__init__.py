@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tser.data.folder import load_folder
 from tser.data.images import ArraySplit, ImageData, Split
 from tser.data.mnist import load_mnist
 from tser.data.places import expanded, visible
+from tser.data.resident import default_workers
 from tser.data.stratify import stratified_take
 from tser.errors import UsageError
 
@@ -30,7 +30,6 @@ DATASETS: dict[str, Callable[[Path | None], ImageData]] = {
     "cifar100": load_cifar100,
 }
 _IMAGENET = "imagenet"  # no set of its own: the name that the preset gives to a folder
-_MOST_WORKERS = 8
 
 
 def load_configured(config: DataConfig, root: Path | None = None) -> ImageData:
@@ -50,7 +49,7 @@ def load_configured(config: DataConfig, root: Path | None = None) -> ImageData:
     if config.workers >= 0:
         return dataclasses.replace(data, workers=config.workers)
     if config.auto_augment != "none":
-        return dataclasses.replace(data, workers=_free_cores())
+        return dataclasses.replace(data, workers=default_workers())
     return data
 
 
@@ -79,7 +78,7 @@ def load_data(
     elif name.endswith(SUFFIX):
         data = load_array_file(name, path)
     elif name and (name == _IMAGENET or Path(name).name != name or visible(path.is_dir)):
-        data = dataclasses.replace(load_folder(name, path, size), workers=_free_cores())
+        data = dataclasses.replace(load_folder(name, path, size), workers=default_workers())
     else:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -95,9 +94,3 @@ def load_data(
         )
     kept = stratified_take(data.train.labels.numpy(), limit_train)
     return data.with_train(data.train.select(torch.from_numpy(kept)))
-
-
-def _free_cores() -> int:
-    """Processes that may prepare images: one a core that this process may use, 8 at most."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, _MOST_WORKERS)

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tser.augment import Draws, cutout, draw
+from tser.augment import Draws, cutout, draw, view_numbers
 from tser.config import DataConfig
+from tser.data.batch import Batch
 from tser.data.images import ImageData, Split, time_first
 from tser.errors import TserError, UsageError
 
-Batch = tuple[Tensor, Tensor]
-"""Normalised images, float32 ``[B, C, H, W]`` or, for frames, ``[T, B, C, H, W]``, and labels,
-int64 ``[B]``, on the CPU."""
-
+_CPU = torch.device("cpu")
 _AHEAD = 2  # batches that each process prepares before they are asked for
 
 
@@ -75,6 +73,7 @@ class TrainingFeed:
         batch_size: images a batch, over all processes.
         seed: of order and augmentation.
         share: of this process.
+        device: where the batches are normalised and handed out.
     """
 
     def __init__(
@@ -84,9 +83,10 @@ class TrainingFeed:
         batch_size: int,
         seed: int,
         share: Share = ALONE,
+        device: torch.device = _CPU,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._data, self._config = data, config
+        self._data, self._config, self._device = data, config, device
         self._positions = batch_positions(len(data.train), batch_size, generator, share)
         self._draws = draw(len(data.train), config, generator)
 
@@ -107,22 +107,33 @@ class TrainingFeed:
         """
         data, rest = self._data, self._positions[first:]
         source = _Augmented(data.train, rest, self._draws, self._config)
-        for positions, images in zip(rest, _in_order(source, data.workers), strict=True):
+        made = _in_order(source, data.workers, self._device)
+        for positions, images in zip(rest, made, strict=True):
             draws = self._draws.select(positions)
             normal = cutout(data.normalise(images), draws, self._config.cutout)
-            yield time_first(normal), data.train.labels[positions]
+            labels = data.train.labels[positions].to(self._device)
+            views = None if data.train.lazy else view_numbers(positions, draws, self._config)
+            yield Batch(time_first(normal), labels, views)
 
 
 def batches_in_order(
-    data: ImageData, split: Split, batch_size: int, samples: int | None = None
-) -> Iterator[Batch]:
+    data: ImageData,
+    split: Split,
+    batch_size: int,
+    samples: int | None = None,
+    device: torch.device = _CPU,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image of ``split`` once, as it is.
+
+    Yields normalised images, float32 ``[B, C, H, W]`` or, for frames, ``[T, B, C, H, W]``, on
+    ``device``, and labels, int64 ``[B]``, on the CPU.
 
     Args:
         data: the set that ``split`` belongs to.
         split: what to show.
         batch_size: B.
         samples: only the first so many; None: all.
+        device: where the images are normalised.
 
     Raises:
         InputFileError: an image file is damaged.
@@ -131,7 +142,8 @@ def batches_in_order(
     count = len(split) if samples is None else min(samples, len(split))
     positions = list(torch.arange(count).split(batch_size))
     workers = min(data.workers, len(positions)) if split.lazy else 0
-    for at, images in zip(positions, _in_order(_Plain(split, positions), workers), strict=True):
+    made = _in_order(_Plain(split, positions), workers, device)
+    for at, images in zip(positions, made, strict=True):
         yield time_first(data.normalise(images)), split.labels[at]
 
 
@@ -222,15 +234,19 @@ def _or_error(make: Callable[[], Tensor]) -> Tensor | TserError:
         return error
 
 
-def _in_order(source: _Augmented | _Plain, workers: int) -> Iterator[Tensor]:
-    """The batches of ``source`` one after the other, made here or by ``workers`` processes."""
-    batches = _loaded(source, workers) if workers else _made(source)
+def _in_order(source: _Augmented | _Plain, workers: int, device: torch.device) -> Iterator[Tensor]:
+    """The batches of ``source`` on ``device``, made here or by ``workers`` processes.
+
+    They are copied as they are stored: bytes are a quarter of the float32 that they become.
+    """
+    pinned = device.type == "cuda"
+    batches = _loaded(source, workers, pinned) if workers else _made(source)
     # Closed at once: workers that the garbage collector ends take five seconds each to go.
     with contextlib.closing(batches):
         for batch in batches:
             if isinstance(batch, TserError):
                 raise batch
-            yield batch
+            yield batch.to(device, non_blocking=pinned)
 
 
 def _made(source: _Augmented | _Plain) -> Generator[Tensor | TserError, None, None]:
@@ -238,7 +254,9 @@ def _made(source: _Augmented | _Plain) -> Generator[Tensor | TserError, None, No
         yield source[number]
 
 
-def _loaded(source: _Augmented | _Plain, workers: int) -> Generator[Tensor | TserError, None, None]:
+def _loaded(
+    source: _Augmented | _Plain, workers: int, pinned: bool
+) -> Generator[Tensor | TserError, None, None]:
     with warnings.catch_warnings():
         # More of them than cores is for the user to decide.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -247,6 +265,7 @@ def _loaded(source: _Augmented | _Plain, workers: int) -> Generator[Tensor | Tse
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_AHEAD,
+            pin_memory=pinned,
             # Its own, or starting the workers would draw from the generator of everybody else.
             generator=torch.Generator().manual_seed(0),
         )

@@ -63,9 +63,10 @@ class ArraySplit(Split):
     """A split held in memory."""
 
     images: Tensor
-    """uint8 ``[N, C, H, W]``, or frames, uint8 or float32 ``[N, T, C, H, W]``."""
+    """uint8 ``[N, C, H, W]``, or frames, uint8 or float32 ``[N, T, C, H, W]``, on any device;
+    batches are made there."""
     labels: Tensor
-    """int64 ``[N]``, each from 0 to K - 1."""
+    """int64 ``[N]``, each from 0 to K - 1, on the CPU."""
     lazy = False
 
     def __post_init__(self) -> None:
@@ -161,7 +162,9 @@ class ImageData:
             for values in (self.mean, self.std)
         )
         scaled = images.to(torch.float32, copy=True)
-        return scaled.div_(self.max_value).sub_(mean).div_(std)
+        # A tensor: by a number, a GPU would multiply with its rounded reciprocal.
+        full = torch.tensor(self.max_value, dtype=torch.float32, device=images.device)
+        return scaled.div_(full).sub_(mean).div_(std)
 
     def with_train(self, train: Split) -> ImageData:
         """The same data with another training split, and its statistics where they are taken."""

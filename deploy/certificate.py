@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Trace
 from tser.deploy.interpreter import sum_inputs
 from tser.deploy.numeric import STATELESS, convolve
-from tser.export.graph import NEURONS, SPIKING, Graph, Node, decay
+from tser.export.graph import NEURONS, SPIKING, Edge, Graph, Node, decay
 from tser.export.shapes import window
 
 Array = NDArray[np.float64]
@@ -79,7 +79,7 @@ class Audit:
     """Float64 recomputation of one recorded batch.
 
     Args:
-        graph: the graph that the run claims to execute; feed-forward.
+        graph: the graph that the run claims to execute.
         x: the batch ``[B, ...]``, or ``[T, B, ...]`` where it changes over time.
         trace: what was recorded.
         bias_magnitude: per node, a bound on the terms behind its folded bias, ``[C]``.
@@ -98,10 +98,11 @@ class Audit:
         if x.ndim == len(graph.input.output_shape) + 1:
             image = image[None]
         self._known = {graph.input.name: Bounded(image, np.zeros_like(image))}
+        self._open: set[str] = set()
 
     def current(self, node: Node) -> Bounded:
         """The summed input of ``node``, ``[T or 1, B, ...]``."""
-        parts = [self._output(self._graph.nodes[edge.source]) for edge in node.inputs]
+        parts = [self._arriving(edge) for edge in node.inputs]
         if len(parts) == 1:
             return parts[0]
         value = sum_inputs([part.value for part in parts])
@@ -110,6 +111,17 @@ class Audit:
         if error.any() or not exact(min(grid(part.value) for part in parts), terms):
             error = error + gamma(len(parts)) * terms
         return Bounded(value, error)
+
+    def _arriving(self, edge: Edge) -> Bounded:
+        """What an edge carries; one that closes a cycle, the value of the step before."""
+        source = self._output(self._graph.nodes[edge.source])
+        if not edge.delayed:
+            return source
+        value, error = (
+            np.broadcast_to(part, (self._steps, *part.shape[1:]))
+            for part in (source.value, source.error)
+        )
+        return Bounded(_late(value), _late(error))
 
     def margins(self, node: Node) -> Bounded:
         """``v - v_threshold`` before the reset, given the recorded inputs and resets.
@@ -192,19 +204,31 @@ class Audit:
 
     def _output(self, node: Node) -> Bounded:
         if node.name not in self._known:
-            if isinstance(node.op, SPIKING):
-                value = self._trace.spikes[node.name].astype(np.float64)
-                self._known[node.name] = Bounded(value, np.zeros_like(value))
-            elif isinstance(node.op, NEURONS):
-                self._known[node.name] = self._membrane(node, None)
-            else:
-                self._known[node.name] = self._linear(node, self.current(node))
+            if node.name in self._open:
+                raise NotCertifiable(f"the cycle through {node.name!r} has no layer that fires")
+            self._open.add(node.name)
+            try:
+                self._known[node.name] = self._computed(node)
+            finally:
+                self._open.discard(node.name)
         return self._known[node.name]
+
+    def _computed(self, node: Node) -> Bounded:
+        if isinstance(node.op, SPIKING):
+            value = self._trace.spikes[node.name].astype(np.float64)
+            return Bounded(value, np.zeros_like(value))
+        if isinstance(node.op, NEURONS):
+            return self._membrane(node, None)
+        return self._linear(node, self.current(node))
 
     def _linear(self, node: Node, x: Bounded) -> Bounded:
         op = node.op
         if isinstance(op, nir.Output | nir.Flatten):
             return Bounded(self._apply(node, x.value), self._apply(node, x.error))
+        if isinstance(op, nir.Threshold):
+            distance = np.abs(x.value - np.asarray(op.threshold, np.float64))
+            undecided = (distance <= x.error) & (x.error > 0)
+            return Bounded(self._apply(node, x.value), undecided.astype(np.float64))
         size = np.abs(x.value) + x.error
         if isinstance(op, nir.Conv1d | nir.Conv2d | nir.Affine | nir.Linear):
             weight = np.abs(op.weight.astype(np.float64))
@@ -253,6 +277,10 @@ class Audit:
     def logits(self) -> Bounded:
         """The output ``[T or 1, B, K]`` that follows from the recorded spikes."""
         return self._output(self._graph.output)
+
+
+def _late(values: Array) -> Array:
+    return np.concatenate([np.zeros_like(values[:1]), values[:-1]])
 
 
 def violations(margins: Bounded, spikes: NDArray[np.bool_]) -> NDArray[np.bool_]:

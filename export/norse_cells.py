@@ -16,10 +16,11 @@ import torch
 from norse.torch.functional.iaf import iaf_feed_forward_step
 from norse.torch.functional.leaky_integrator import li_feed_forward_step
 from norse.torch.functional.leaky_integrator_box import li_box_feed_forward_step
-from norse.torch.functional.lif import lif_feed_forward_step
+from norse.torch.functional.lif import lif_feed_forward_step, lif_step
 from norse.torch.functional.lif_box import lif_box_feed_forward_step
 from norse.torch.functional.reset import reset_value
-from norse.torch.module.snn import SNN, SNNCell
+from norse.torch.module.leaky_integrator import LILinearCell
+from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,14 +39,29 @@ def time_constant(factor: Any, dt: float) -> Array:
     return np.asarray(np.float32(dt) / np.asarray(factor, np.float64), np.float32)
 
 
+_KINDS = (SNN, SNNCell, SNNRecurrent, SNNRecurrentCell)
+
+
 def is_cell(module: Any) -> bool:
     """Whether `to_nir` knows the kind of neuron."""
-    plain = type(module).forward in (SNN.forward, SNNCell.forward)
+    if type(module).forward is LILinearCell.forward:
+        return True
+    plain = type(module).forward in [kind.forward for kind in _KINDS]
     return plain and module.activation in _RULES
 
 
-def to_nir(cell: SNN | SNNCell, shape: Shape) -> Any:
-    """The NIR node of a Norse cell over a feature map.
+def synapses(cell: Any) -> dict[str, Tensor]:
+    """Weights ``[neurons, inputs]`` that a cell itself holds, by "input" and "recurrent".
+
+    Norse adds up ``input_weights @ x[t] + recurrent_weights @ z[t-1]``, with z = 0 before the
+    first step.
+    """
+    names = {"input": "input_weights", "recurrent": "recurrent_weights"}
+    return {key: getattr(cell, name) for key, name in names.items() if hasattr(cell, name)}
+
+
+def to_nir(cell: Any, shape: Shape) -> Any:
+    """The NIR node of a Norse cell over a feature map, without the synapses that it may hold.
 
     Args:
         cell: one for which `is_cell` holds.
@@ -54,7 +70,8 @@ def to_nir(cell: SNN | SNNCell, shape: Shape) -> Any:
     Raises:
         ValueError: a parameter that NIR cannot express, in words that follow the layer's name.
     """
-    rule = _RULES[cell.activation]
+    linear = type(cell).forward is LILinearCell.forward
+    rule = _li if linear else _RULES[cell.activation]
     return rule(cell, lambda value: _full(value, shape))
 
 
@@ -143,6 +160,7 @@ _RULES: dict[Any, Callable[[Any, Fill], Any]] = {
     lif_box_feed_forward_step: _lif_box,
     li_box_feed_forward_step: _li_box,
     lif_feed_forward_step: _lif,
+    lif_step: _lif,
     li_feed_forward_step: _li,
     iaf_feed_forward_step: _iaf,
 }

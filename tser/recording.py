@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from norse.torch.functional.iaf import iaf_feed_forward_step
-from norse.torch.functional.lif import lif_feed_forward_step
+from norse.torch.functional.lif import lif_feed_forward_step, lif_step
 from norse.torch.functional.lif_box import lif_box_feed_forward_step
-from norse.torch.module.snn import SNN, SNNCell
+from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from tser.neurons import LIF
 
-_FIRING = (lif_box_feed_forward_step, lif_feed_forward_step, iaf_feed_forward_step)
+_FIRING = (lif_box_feed_forward_step, lif_feed_forward_step, iaf_feed_forward_step, lif_step)
+_CELLS = (SNNCell, SNNRecurrentCell)
 
 
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -23,7 +24,7 @@ def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
         path: module
         for path, module in model.named_modules()
         if isinstance(module, LIF)
-        or (isinstance(module, SNN | SNNCell) and module.activation in _FIRING)
+        or (isinstance(module, (SNN, SNNRecurrent, *_CELLS)) and module.activation in _FIRING)
     }
 
 
@@ -57,7 +58,7 @@ class Recorder:
     def _hook(self, name: str) -> Any:
         def keep(module: nn.Module, args: Any, out: Any) -> None:
             spikes = out[0] if isinstance(out, tuple) else out
-            step = isinstance(module, SNNCell)
+            step = isinstance(module, _CELLS)
             self._parts[name].append(spikes.detach().unsqueeze(0) if step else spikes.detach())
 
         return keep

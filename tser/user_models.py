@@ -181,9 +181,10 @@ def _find_form(
 
 def _forms(model: nn.Module) -> tuple[Form, ...]:
     modules = list(model.modules())
-    if any(isinstance(module, SNNCell) for module in modules) and _takes_state(model):
+    cells = any(isinstance(module, SNNCell | SNNRecurrentCell) for module in modules)
+    if cells and _takes_state(model):
         return ("step", "sequence", "static")
-    if any(isinstance(module, SNN) for module in modules):
+    if any(isinstance(module, SNN | SNNRecurrent) for module in modules):
         return ("sequence", "static")
     return ("static", "sequence", "step") if _takes_state(model) else ("static", "sequence")
 

@@ -330,8 +330,8 @@ class _Slow(norse.LIFCell):  # type: ignore[misc]
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "recurrent": (
-        lambda: norse.LIFRecurrentCell(12, 12),
-        r"'1' \(LIFRecurrentCell\) .* without recurrence",
+        lambda: norse.LIFRefracRecurrentCell(12, 12),
+        r"'1' \(LIFRefracRecurrentCell\) .* LIFRecurrentCell",
     ),
     "another neuron": (norse.LIFExCell, r"'1' \(LIFExCell\) .* LIFBoxCell, LIFCell"),
     "a cell with its own forward": (_Slow, r"'1' \(_Slow\) cannot be exported"),

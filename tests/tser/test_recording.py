@@ -57,7 +57,7 @@ def test_other_neurons_are_not_taken_for_layers_that_fire() -> None:
         norse.LI(),
         norse.LIBoxCell(),
         nn.ReLU(),
-        norse.LIFRecurrentCell(2, 2),
+        norse.LIFAdExRecurrentCell(2, 2),
     ]
     assert spiking_layers(nn.Sequential(*layers)) == {}
 
@@ -114,3 +114,22 @@ def test_recorded_spikes_carry_no_gradient() -> None:
     with Recorder(spiking_layers(model)) as recorder:
         model(torch.rand(BATCH, *SHAPE)).sum().backward()
     assert not any(value.requires_grad for value in recorder.spikes.values())
+
+
+def test_recurrent_neurons_fire_too() -> None:
+    """Step by step and over time: the same spikes, `[T, B, N]`."""
+    torch.manual_seed(0)
+    cell, x = norse.LIFRecurrentCell(3, 4), 20 * torch.rand(5, 2, 3)
+    over_time = norse.LIFRecurrent(3, 4)
+    over_time.load_state_dict(cell.state_dict())
+    layers = nn.ModuleDict({"cell": cell, "over_time": over_time})
+    assert list(spiking_layers(layers)) == ["cell", "over_time"]
+    with torch.no_grad(), Recorder(spiking_layers(layers)) as recorder:
+        state = None
+        for step in x:
+            _, state = cell(step, state)
+        over_time(x)
+    assert recorder.steps == {"cell": 5, "over_time": 5}
+    spikes = recorder.spikes
+    assert torch.equal(spikes["cell"], spikes["over_time"])
+    assert 0 < spikes["cell"].mean() < 1

@@ -9,12 +9,16 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from tser.errors import InputFileError
 from tser.export.graph import NEURONS, WEIGHTED, Graph, Node
 from tser.export.shapes import window
 
 Counts = NDArray[np.int64]
 PASSING = (nir.AvgPool2d, nir.SumPool2d, nir.Flatten, nir.Scale)
 """Linear nodes that fold into the synapse after them."""
+
+MOST_ROUTES, MOST_PASSING = 1000, 500
+"""Ways into a node, and the length of one, through nodes that fold into a synapse."""
 
 
 class Uncounted(ValueError):
@@ -44,7 +48,12 @@ class Synapse:
 
 
 def find_synapses(graph: Graph) -> list[Synapse]:
-    """Every synapse of ``graph``, in execution order of the sinks."""
+    """Every synapse of ``graph``, in execution order of the sinks.
+
+    Raises:
+        InputFileError: more ways through pools and flattenings than any network has.
+    """
+    _check_routes(graph)
     found: list[Synapse] = []
     for node in graph.nodes.values():
         weighted = isinstance(node.op, WEIGHTED)
@@ -68,6 +77,21 @@ def _ends_weighted(route: tuple[Node, tuple[Node, ...], bool]) -> bool:
 def carries_current(graph: Graph, node: Node) -> bool:
     """Whether ``node`` is given the result of a weighted layer, folded nodes between or not."""
     return any(_ends_weighted(route) for route in _routes(graph, node))
+
+
+def _check_routes(graph: Graph) -> None:
+    """Refuse graphs whose routes nobody could list: each fork of passing nodes doubles them."""
+    ways = dict.fromkeys(graph.nodes, 1)
+    depth = dict.fromkeys(graph.nodes, 0)
+    for node in (*graph.nodes.values(), *graph.nodes.values()):  # delayed edges: the second time
+        if isinstance(node.op, PASSING):
+            ways[node.name] = sum(ways[edge.source] for edge in node.inputs)
+            depth[node.name] = 1 + max(depth[edge.source] for edge in node.inputs)
+            if ways[node.name] > MOST_ROUTES or depth[node.name] > MOST_PASSING:
+                raise InputFileError(
+                    f"node {node.name!r} stands behind more pools, flattenings and scales than "
+                    "can be followed; leave out those that do nothing"
+                )
 
 
 def _routes(graph: Graph, node: Node) -> list[tuple[Node, tuple[Node, ...], bool]]:

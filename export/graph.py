@@ -7,6 +7,7 @@ delays, every node has its shapes, and dt, reset and T are resolved.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.errors import InputFileError, UsageError
-from tser.export.shapes import SHAPE_RULES, Shape
+from tser.export.graph_checks import brief, check_delays, check_metadata, check_numbers
+from tser.export.shapes import MOST_VALUES, SHAPE_RULES, Repairable, Shape
 
 SPIKING = (nir.LIF, nir.IF, nir.CubaLIF)
 """Neurons that emit binary spikes."""
@@ -25,6 +27,22 @@ STATEFUL = (*NEURONS, nir.Delay)
 """Nodes whose output depends on earlier steps."""
 WEIGHTED = (nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d)
 """Synaptic layers."""
+MISSING = "missing"
+"""`Graph.dt_origin` of a graph that states no dt, opened without one."""
+
+
+class ContradictionError(InputFileError):
+    """Declared shapes contradict each other in a way that a repair can settle.
+
+    Attributes:
+        node: name of the node.
+        op: the node itself, whose attributes ``changes`` would fit.
+        changes: attributes with the values that fit.
+    """
+
+    def __init__(self, message: str, node: str, op: Any, changes: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.node, self.op, self.changes = node, op, changes
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Graph:
 
     Attributes:
         nodes: in execution order.
-        dt: time step [s].
+        dt: time step [s]; NaN when the graph was opened without one.
         dt_origin: where dt comes from, for people.
         metadata: of the top graph, as read.
     """
@@ -113,15 +131,23 @@ class Graph:
         return None if text is None else [str(name) for name in json.loads(text)]
 
 
-def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the graph") -> Graph:
+def resolve(
+    graph: nir.NIRGraph,
+    dt: float | None = None,
+    origin: str = "the graph",
+    *,
+    timeless: bool = False,
+) -> Graph:
     """Build the view.
 
     Args:
         graph: as built or read, type check not needed.
         dt: time step [s] of a graph whose metadata state none.
         origin: what to call the graph in messages.
+        timeless: accept a graph of unknown dt, which can be looked at but not run.
 
     Raises:
+        ContradictionError: declared shapes contradict each other, and a repair can settle it.
         InputFileError: the structure or the shapes contradict themselves, or a node class is
             not one of NIR's.
         UsageError: no dt is stated and none is given, or another one than is stated.
@@ -141,51 +167,14 @@ def resolve(graph: nir.NIRGraph, dt: float | None = None, origin: str = "the gra
             raise InputFileError(
                 f"{origin} has {count} {kind.__name__} nodes; graphs with exactly one are supported"
             )
-    _check_finite(ops, origin)
+    check_numbers(ops, origin)
     incoming = _order(ops, edges, origin)
     nodes = _with_shapes(ops, incoming, origin)
     metadata = {key: _plain(value) for key, value in graph.metadata.items()}
-    _check_metadata(metadata, origin)
-    step, dt_origin = _time_step(nodes, metadata, dt, origin)
-    if metadata.get("reset", "to_value") != "to_value":
-        raise InputFileError(f"{origin}: reset {metadata['reset']!r} is not one NIR can express")
+    check_metadata(metadata, origin)
+    step, dt_origin = _time_step(nodes, metadata, dt, origin, timeless)
+    check_delays(ops, step, origin)
     return Graph(nodes, step, dt_origin, metadata)
-
-
-_MAY_BE_INFINITE = ("tau", "tau_mem", "tau_syn", "v_threshold")
-"""No leak, and a neuron that never fires."""
-
-
-def _check_finite(ops: dict[str, Any], origin: str) -> None:
-    for name, op in ops.items():
-        for key, value in vars(op).items():
-            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-                continue
-            wrong = ~np.isfinite(value)
-            if key in _MAY_BE_INFINITE:
-                wrong &= value != np.inf
-            if wrong.any():
-                raise InputFileError(
-                    f"{origin}: {key} of node {name!r} holds NaN or infinite values; "
-                    "export it again from sound weights"
-                )
-
-
-def _check_metadata(metadata: dict[str, Any], origin: str) -> None:
-    """Refuse what the properties of `Graph` could not read."""
-    steps, names = metadata.get("timesteps", 1), metadata.get("class_names", "[]")
-    try:
-        valid = int(steps) == float(steps) and int(steps) >= 1
-    except (TypeError, ValueError, OverflowError):
-        valid = False
-    if not valid:
-        raise InputFileError(f"{origin}: timesteps {steps!r} is not a number of steps")
-    try:
-        valid = isinstance(json.loads(names), list)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise InputFileError(f"{origin}: its class_names are not a JSON list")
 
 
 def decay(dt: float, tau: Any) -> NDArray[np.float64]:
@@ -230,7 +219,7 @@ def _open(
         # The inner ports only pass values on: as a flattening of no dimension they stay nodes
         # that every table knows, and their names stay visible.
         for port in (*inputs, *outputs):
-            inner_ops[port] = _pass_through()
+            inner_ops[port] = _pass_through(inner_ops[port])
         entry[name], exit_[name] = inputs[0], outputs[0]
         _join(ops, inner_ops, origin)
         edges += inner_edges
@@ -245,8 +234,13 @@ def _join(ops: dict[str, Any], more: dict[str, Any], origin: str) -> None:
     ops |= more
 
 
-def _pass_through() -> nir.Flatten:
-    return nir.Flatten(input_type={"input": None}, start_dim=-1, end_dim=-1)
+def _pass_through(port: Any) -> nir.Flatten:
+    """A flattening of nothing that declares what ``port`` declares, and knows it."""
+    op = nir.Flatten(input_type={"input": None}, start_dim=-1, end_dim=-1)
+    declared = port.input_type if isinstance(port, nir.Input) else port.output_type
+    op.input_type = {"input": next(iter(declared.values()), None)}
+    op.metadata = {"port": port}
+    return op
 
 
 def _order(
@@ -295,10 +289,15 @@ def _order(
     return {name: tuple(sources) for name, sources in incoming.items()}
 
 
+_MALFORMED = (ValueError, TypeError, IndexError, AttributeError, OverflowError)
+"""What the rules of shapes raise on parameters of another kind than they should be."""
+
+
 def _with_shapes(
     ops: dict[str, Any], incoming: dict[str, tuple[Edge, ...]], origin: str
 ) -> dict[str, Node]:
     nodes: dict[str, Node] = {}
+    total = 0
     for name, edges in incoming.items():
         op = ops[name]
         known = [nodes[edge.source].output_shape for edge in edges if edge.source in nodes]
@@ -311,11 +310,26 @@ def _with_shapes(
         given = known[0] if known else ()
         try:
             shape = SHAPE_RULES[type(op)](op, given)
-        except (ValueError, TypeError, IndexError) as error:
+        except Repairable as error:
+            raise ContradictionError(
+                f"{origin}: node {name!r} ({type(op).__name__}): {error}; "
+                "'tser inspect FILE --repair OUT.nir' writes a copy in which it fits",
+                name,
+                op,
+                error.changes,
+            ) from error
+        except _MALFORMED as error:
+            reason = " ".join(str(error).split())[:200]
             raise InputFileError(
-                f"{origin}: node {name!r} ({type(op).__name__}): {error}"
+                f"{origin}: node {name!r} ({type(op).__name__}): {reason}"
             ) from error
         nodes[name] = Node(name, op, edges, given or shape, shape)
+        total += math.prod(shape)
+        if total > 4 * MOST_VALUES:
+            raise InputFileError(
+                f"{origin}: up to node {name!r} it has {total:,} values for each sample and step, "
+                f"more than the {4 * MOST_VALUES:,} that can be run"
+            )
     for node in nodes.values():
         for edge in node.inputs:
             if nodes[edge.source].output_shape != node.input_shape:
@@ -327,7 +341,11 @@ def _with_shapes(
 
 
 def _time_step(
-    nodes: dict[str, Node], metadata: dict[str, Any], dt: float | None, origin: str
+    nodes: dict[str, Node],
+    metadata: dict[str, Any],
+    dt: float | None,
+    origin: str,
+    timeless: bool,
 ) -> tuple[float, str]:
     if dt is not None and not 0 < dt < float("inf"):
         raise UsageError(f"{origin}: dt must be a positive number of seconds, got {dt!r}")
@@ -335,7 +353,7 @@ def _time_step(
         try:
             value, where = float(metadata["dt"]), "stated in the file"
         except (TypeError, ValueError) as error:
-            raise InputFileError(f"{origin}: dt {metadata['dt']!r} is not a number") from error
+            raise InputFileError(f"{origin}: dt {brief(metadata['dt'])} is not a number") from error
         if not 0 < value < float("inf"):
             raise InputFileError(f"{origin}: its dt {value!r} is not a positive number of seconds")
         if dt not in (None, value):
@@ -344,6 +362,8 @@ def _time_step(
         value, where = dt, "given by the caller"
     elif not any(isinstance(node.op, STATEFUL) for node in nodes.values()):
         return 1.0, "not needed: nothing depends on time"
+    elif timeless:
+        return math.nan, MISSING
     else:
         raise UsageError(
             f"{origin} does not state its time step; pass --dt SECONDS (NIR is continuous-time)"

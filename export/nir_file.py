@@ -13,9 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import h5py
 import nir
 import numpy as np
 
@@ -23,10 +25,16 @@ from tser.errors import InputFileError
 from tser.files import atomic_path
 
 PARSER = Path(__file__).with_name("parse_child.py")
-TIME_LIMIT = 10.0
+COMPRESSION = 4
+"""Level of gzip that files are written with; parameters of neurons compress well at any."""
+TIME_LIMIT = 8.0
 """Seconds the child may take, plus one for every 20 MB of file."""
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of address space the child may use beyond four times the file."""
+DATA_LIMIT = 512 * 1024**2
+"""Bytes that all values may have together beyond eight times the file."""
+_NEURONS = ("LIF", "IF", "CubaLIF", "LI", "CubaLI")
+Manifest = Literal["ok", "absent", "wrong"]
 
 
 def digest(graph: nir.NIRGraph) -> str:
@@ -48,7 +56,7 @@ def digest(graph: nir.NIRGraph) -> str:
         total.update(
             "\0".join(value.reshape(-1).tolist()).encode()
             if value.dtype.kind == "U"
-            else np.ascontiguousarray(value).tobytes()
+            else np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         )
     return total.hexdigest()
 
@@ -68,17 +76,38 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_nir(graph: nir.NIRGraph, path: Path) -> str:
+def write_nir(
+    graph: nir.NIRGraph,
+    path: Path,
+    *,
+    compression: int = COMPRESSION,
+    without_reset: Collection[str] = (),
+    verify: Callable[[Path], None] | None = None,
+) -> str:
     """Write ``graph`` to ``path``, whole or not at all, with its digest in the metadata.
 
     The graph's metadata gain the key ``sha256``.
+
+    Args:
+        graph: what to write.
+        path: where to.
+        compression: of gzip, 0 to 9.
+        without_reset: nodes whose ``v_reset``, all zero, is left out; readers of ``nir`` up to
+            1.0.5 fail where they find one.
+        verify: is given the file before it gets its name; what it raises, leaves no file.
 
     Returns:
         The digest.
     """
     graph.metadata["sha256"] = digest(graph)
     with atomic_path(path) as temporary:
-        nir.write(temporary, graph)
+        nir.write(temporary, graph, compression=compression)
+        if without_reset:
+            with h5py.File(temporary, "r+") as file:
+                for name in without_reset:
+                    del file[f"node/nodes/{name}/v_reset"]
+        if verify is not None:
+            verify(temporary)
     return str(graph.metadata["sha256"])
 
 
@@ -89,24 +118,44 @@ def read_nir(path: Path) -> nir.NIRGraph:
         InputFileError: missing, damaged, not NIR, over the limits of time or memory, or not what
             its own digest says.
     """
+    graph, state = read_unverified(path)
+    if state == "wrong":
+        raise InputFileError(damage(path, graph))
+    return graph
+
+
+def damage(path: Path, graph: nir.NIRGraph) -> str:
+    """What to say of a file whose `Manifest` is wrong."""
+    if "sha256" not in graph.metadata:
+        return f"{path} is damaged: it has lost its digest; export it again"
+    return f"{path} is damaged: its contents do not match the digest it carries; export it again"
+
+
+def read_unverified(path: Path) -> tuple[nir.NIRGraph, Manifest]:
+    """Read a ``.nir`` file whose digest may be wrong, which the caller then has to say.
+
+    Returns:
+        The graph, and whether it is what its digest says: "absent" where the file has none, as
+        those of other tools.
+
+    Raises:
+        InputFileError: missing, damaged, not NIR, or over the limits of time or memory.
+    """
     if not path.is_file():
         raise InputFileError(f"there is no file {path}")
     flat = _parse_in_child(path)
     try:
         tree = _unflatten(flat)
-        graph = nir.dict2NIRNode(_untyped(tree))
+        graph = nir.dict2NIRNode(_tolerant(tree))
     except Exception as error:  # nir raises anything from AssertionError to IndexError
         raise InputFileError(f"{path} is not a valid NIR graph: {_one_line(error)}") from error
     if not isinstance(graph, nir.NIRGraph):
         raise InputFileError(f"{path} holds a single {type(graph).__name__}, not a graph")
     stated = graph.metadata.get("sha256")
-    if stated is None and _text(graph.metadata.get("producer", "")).startswith("tser "):
-        raise InputFileError(f"{path} is damaged: it has lost its digest; export it again")
-    if stated is not None and _text(stated) != digest(graph):
-        raise InputFileError(
-            f"{path} is damaged: its contents do not match the digest it carries; export it again"
-        )
-    return graph
+    if stated is None:
+        ours = _text(graph.metadata.get("producer", "")).startswith("tser ")
+        return graph, "wrong" if ours else "absent"
+    return graph, "ok" if _text(stated) == digest(graph) else "wrong"
 
 
 def _parse_in_child(path: Path) -> dict[str, Any]:
@@ -120,6 +169,7 @@ def _parse_in_child(path: Path) -> dict[str, Any]:
             str(path.resolve()),
             str(target),
             str(MEMORY_LIMIT + 4 * size),
+            str(DATA_LIMIT + 8 * size),
         ]
         try:
             child = subprocess.run(
@@ -156,14 +206,38 @@ def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _untyped(tree: dict[str, Any]) -> dict[str, Any]:
-    """Switch off nir's own type check, which refuses valid files; ours runs on the view."""
+def _tolerant(tree: dict[str, Any]) -> dict[str, Any]:
+    """What nir's own reader refuses in valid files, written as it takes it.
+
+    Its type check is switched off, ours runs on the view. A "/" in the name of a node, which HDF5
+    takes for a folder, is one again. Neurons with some parameters for all of a layer and some for
+    each have all of them for each.
+    """
     if tree.get("type") == "NIRGraph":
         tree["type_check"] = False
         tree["edges"] = [tuple(edge) for edge in np.asarray(tree["edges"]).reshape(-1, 2).tolist()]
+        tree["nodes"] = dict(_named(tree["nodes"]))
         for node in tree["nodes"].values():
-            _untyped(node)
+            _tolerant(node)
+    elif tree.get("type") in _NEURONS:
+        _broadcast(tree)
     return tree
+
+
+def _named(nodes: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, node in nodes.items():
+        if isinstance(node, dict) and node and "type" not in node:
+            yield from _named(node, f"{prefix}{name}/")
+        else:
+            yield prefix + name, node
+
+
+def _broadcast(neuron: dict[str, Any]) -> None:
+    values = {key: value for key, value in neuron.items() if hasattr(value, "shape")}
+    shape = max((value.shape for value in values.values()), key=len, default=())
+    for key, value in values.items():
+        if value.shape != shape and value.shape in ((), (1,)):
+            neuron[key] = np.broadcast_to(value, shape).copy()
 
 
 def _one_line(error: Exception) -> str:

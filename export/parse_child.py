@@ -1,7 +1,8 @@
-"""Parse a NIR file in a process of its own: ``python -P parse_child.py IN OUT LIMIT``.
+"""Parse a NIR file in a process of its own: ``python -P parse_child.py IN OUT MEMORY DATA``.
 
-Writes every dataset of the graph as a plain array to an ``.npz``; a reason for failure goes to
-stdout as one line. HDF5 links that leave the file are refused.
+MEMORY is the address space it may use, DATA what all values may have together, in bytes. Writes
+every dataset of the graph as a plain array to an ``.npz``; a reason for failure goes to stdout as
+one line. HDF5 links that leave the file are refused.
 """
 
 from __future__ import annotations
@@ -20,11 +21,27 @@ def _limit_memory(limit: int) -> None:
         import resource
     except ImportError:  # not on Windows; the time limit still holds
         return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # may be lowered only
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _collect(group: Any, prefix: str, found: dict[str, Any], open_: tuple[Any, ...]) -> None:
+class _Budget:
+    """Bytes that may still be read: a few bytes of a file can stand for any number of zeros."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def take(self, item: Any) -> None:
+        self.left -= item.size * item.dtype.itemsize if item.size else 0
+        if self.left < 0:
+            raise MemoryError
+
+
+def _collect(
+    group: Any, prefix: str, found: dict[str, Any], open_: tuple[Any, ...], budget: _Budget
+) -> None:
     for key in group:
         link = group.get(key, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -33,10 +50,11 @@ def _collect(group: Any, prefix: str, found: dict[str, Any], open_: tuple[Any, .
         if isinstance(item, h5py.Group):
             if item.id in open_ or len(open_) > 50:
                 raise ValueError(f"{prefix}{key} contains itself")
-            _collect(item, f"{prefix}{key}/", found, (*open_, item.id))
+            _collect(item, f"{prefix}{key}/", found, (*open_, item.id), budget)
         else:
             if item.is_virtual or item.external:
                 raise ValueError(f"{prefix}{key} keeps its data outside the file")
+            budget.take(item)
             found[prefix + key] = _value(item[()])
 
 
@@ -51,15 +69,15 @@ def _value(value: Any) -> Any:
     return array
 
 
-def main(source: str, target: str, limit: str) -> int:
+def main(source: str, target: str, memory: str, data: str) -> int:
     """Parse ``source`` into ``target``; returns the exit status."""
-    _limit_memory(int(limit))
+    _limit_memory(int(memory))
     try:
         with h5py.File(source, "r") as file:
             if "node" not in file or not isinstance(file["node"], h5py.Group):
                 raise ValueError("it is HDF5 but holds no NIR graph")
             found: dict[str, Any] = {}
-            _collect(file["node"], "", found, (file["node"].id,))
+            _collect(file["node"], "", found, (file["node"].id,), _Budget(int(data)))
         arrays = {f"a{number}": value for number, value in enumerate(found.values())}
         with Path(target).open("wb") as file:
             np.savez(file, keys=np.array(json.dumps(list(found))), **arrays)

@@ -12,6 +12,26 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
+MOST_VALUES = 2**24
+"""Values that a node may give for one sample and step, padding included: twenty times the largest
+layer of a ResNet on ImageNet. A file that declares more would exhaust the machine."""
+MOST_TAPS = 2**16
+"""Positions of a kernel: a pool over a whole image of ImageNet has 50,176."""
+MOST_WORK = 2**31
+"""Kernel positions times channels times output positions: a layer of seconds for each sample."""
+
+
+class Repairable(ValueError):
+    """A shape that the file declares contradicts the one that arrives, which says what was meant.
+
+    Attributes:
+        changes: attributes of the node with the values that fit.
+    """
+
+    def __init__(self, message: str, **changes: Any) -> None:
+        super().__init__(message)
+        self.changes = changes
+
 
 @dataclass(frozen=True)
 class Window:
@@ -99,10 +119,7 @@ def _declared_input(op: Any, _: Shape | None) -> Shape:
         raise ValueError("it declares no shape")
     if min(shape, default=1) < 1:
         raise ValueError(f"it declares the shape {shape}")
-    return shape
-
-
-def _same(op: Any, shape: Shape) -> Shape:
+    _check_size(shape)
     return shape
 
 
@@ -113,12 +130,31 @@ def _parameters(*names: str) -> Callable[[Any, Shape], Shape]:
         for name in names:
             value = np.asarray(getattr(op, name))
             if value.shape not in (shape, (1,), ()):
-                raise ValueError(f"its {name} has shape {value.shape}, its input {shape}")
+                message = f"its {name} has shape {value.shape}, its input {shape}"
+                fitting = _fitted(value, shape)
+                if fitting is None:
+                    raise ValueError(message)
+                raise Repairable(message, **{name: fitting})
             if name.startswith("tau") and not (value > 0).all():
                 raise ValueError(f"its {name} is not positive everywhere")
         return shape
 
     return rule
+
+
+def _fitted(value: Any, shape: Shape) -> Any:
+    """``value`` in ``shape`` where only axes of length 1 differ, else None."""
+    if _without_ones(value.shape) == _without_ones(shape):
+        return value.reshape(shape)
+    if value.ndim == len(shape) and all(
+        n in (1, size) for n, size in zip(value.shape, shape, strict=True)
+    ):
+        return np.broadcast_to(value, shape).copy()
+    return None
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
 
 
 def _affine(op: Any, shape: Shape) -> Shape:
@@ -130,7 +166,9 @@ def _affine(op: Any, shape: Shape) -> Shape:
     bias = getattr(op, "bias", None)
     if bias is not None and np.shape(bias) != (outputs,):
         raise ValueError(f"its bias has shape {np.shape(bias)}, not ({outputs},)")
-    return (*shape[:-1], int(outputs))
+    result = (*shape[:-1], int(outputs))
+    _check_size(result)
+    return result
 
 
 def _conv(op: Any, shape: Shape) -> Shape:
@@ -139,7 +177,9 @@ def _conv(op: Any, shape: Shape) -> Shape:
         raise ValueError(f"it takes {spatial + 1}-d inputs, it is given shape {shape}")
     stated = as_shape(op.input_shape)
     if stated is not None and stated != shape[1:]:
-        raise ValueError(f"it declares input_shape {stated}, it is given {shape[1:]}")
+        fitting = int(shape[1]) if spatial == 1 else np.array(shape[1:])
+        message = f"it declares input_shape {stated}, it is given {shape[1:]}"
+        raise Repairable(message, input_shape=fitting)
     geometry = window(op)
     outputs, per_group = int(op.weight.shape[0]), int(op.weight.shape[1])
     if per_group * geometry.groups != shape[0] or outputs % geometry.groups:
@@ -149,7 +189,9 @@ def _conv(op: Any, shape: Shape) -> Shape:
         )
     if np.shape(op.bias) != (outputs,):
         raise ValueError(f"its bias has shape {np.shape(op.bias)}, not ({outputs},)")
-    return (outputs, *_slide(geometry, shape)[2 - spatial :])
+    result = (outputs, *_slide(geometry, shape)[2 - spatial :])
+    _check_size(result)
+    return result
 
 
 def _pool(op: Any, shape: Shape) -> Shape:
@@ -163,7 +205,20 @@ def _slide(geometry: Window, shape: Shape) -> tuple[int, int]:
     size = geometry.output(height, width)
     if min(size) < 1:
         raise ValueError(f"its window {geometry.kernel} is larger than its input {shape}")
+    (top, bottom), (left, right) = geometry.pads
+    _check_size((shape[0], height + top + bottom, width + left + right))
+    taps = math.prod(geometry.kernel)
+    if taps > MOST_TAPS or taps * shape[0] * math.prod(size) > MOST_WORK:
+        raise ValueError(f"its window {geometry.kernel} on inputs {shape} is beyond what can run")
     return size
+
+
+def _check_size(shape: Shape) -> None:
+    if math.prod(shape) > MOST_VALUES:
+        raise ValueError(
+            f"shape {shape} has {math.prod(shape):,} values, more than the {MOST_VALUES:,} "
+            "that a layer may have"
+        )
 
 
 def flatten_range(op: Any, shape: Shape) -> tuple[int, int]:
@@ -179,6 +234,14 @@ def flatten_range(op: Any, shape: Shape) -> tuple[int, int]:
 
 
 def _flatten(op: Any, shape: Shape) -> Shape:
+    stated = as_shape((op.input_type or {}).get("input"))
+    if stated is not None and stated != shape:
+        message = f"it declares the input {stated}, it is given {shape}"
+        changes: dict[str, Any] = {"input_type": {"input": np.array(shape)}}
+        if stated[1:] == shape and op.start_dim > 0:  # it counts the batch as a dimension
+            changes["start_dim"] = int(op.start_dim) - 1
+            changes["end_dim"] = int(op.end_dim) - (int(op.end_dim) > 0)
+        raise Repairable(message, **changes)
     start, end = flatten_range(op, shape)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
@@ -186,7 +249,8 @@ def _flatten(op: Any, shape: Shape) -> Shape:
 def _output(op: Any, shape: Shape) -> Shape:
     stated = as_shape(op.output_type["output"])
     if stated is not None and stated != shape:
-        raise ValueError(f"it declares shape {stated}, it is given {shape}")
+        message = f"it declares shape {stated}, it is given {shape}"
+        raise Repairable(message, output_type={"output": np.array(shape)})
     return shape
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from tests.acceptance.conftest import TINY, Cli
+from tests.acceptance.conftest import ROOT, TINY, Cli
+from tests.hostile import HOSTILE
 
 
 def check(done: object, code: int, *words: str) -> None:
@@ -99,3 +106,85 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
     done = cli("--debug", "distill", "nope", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def _hostile(folder: Path, name: str) -> Path:
+    file = folder / "hostile.nir"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nir's constructors divide by strides
+        HOSTILE[name](file)
+    return file
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_asks_for_too_much(here: Cli, tmp_path: Path, name: str) -> None:
+    file = _hostile(tmp_path, name)
+    check(here("inspect", file, cwd=tmp_path), 4, str(file))
+    check(here("export", file, "--format", "onnx", cwd=tmp_path), 4, str(file))
+    check(here("energy", file, "--data", "digits", cwd=tmp_path), 4, str(file))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["a huge image", "a cycle without delay", "words for weights"])
+def test_validating_a_file_that_asks_for_too_much(
+    here: Cli, tiny: Path, tmp_path: Path, name: str
+) -> None:
+    file = _hostile(tmp_path, name)
+    check(here("validate", file, "--against", tiny / "runs" / "digits", cwd=tmp_path), 4, str(file))
+
+
+@pytest.mark.parametrize(
+    "name", ["a huge image", "many large layers", "four gigabytes of zeros", "huge padding"]
+)
+def test_two_gigabytes_are_enough_to_refuse_it(tmp_path: Path, name: str) -> None:
+    file = _hostile(tmp_path, name)
+    limited = 'ulimit -v 2097152; exec "$0" -m tser inspect "$1"'
+    done = subprocess.run(
+        ["sh", "-c", limited, sys.executable, file],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    check(done, 4, str(file))
+
+
+def test_mutants_of_a_graph_are_the_graph_or_refused(here: Cli, tiny: Path, tmp_path: Path) -> None:
+    data = (tiny / "runs" / "digits" / "model.nir").read_bytes()
+    whole = here("inspect", "model.nir", "--json", cwd=tiny / "runs" / "digits")
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(len(data))] ^= rng.integers(1, 256, dtype=np.uint8)
+        (tmp_path / "model.nir").write_bytes(damaged.tobytes())
+        done = here("inspect", "model.nir", "--json", cwd=tmp_path)
+        if done.returncode:
+            check(done, 4, "model.nir")
+        else:
+            assert done.stdout == whole.stdout
+
+
+@pytest.mark.parametrize("suffix", [".nir", ".onnx", ".txt"])
+def test_inspecting_what_is_something_else(here: Cli, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"wrong{suffix}"
+    file.write_text("this is no graph")
+    check(here("inspect", file, cwd=tmp_path), 4, str(file))
+    check(here("inspect", tmp_path / f"none{suffix}", cwd=tmp_path), 4, "there is no file")
+
+
+def test_an_onnx_file_cut_short_or_with_weights_elsewhere(
+    here: Cli, tiny: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    data = (tiny / "runs" / "digits" / "model.onnx").read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    check(here("inspect", file, cwd=tmp_path), 4, str(file))
+    model = onnx.load_model_from_string(data)
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../../../etc/passwd")
+    file.write_bytes(model.SerializeToString())
+    check(here("inspect", file, cwd=tmp_path), 4, str(file), "another file")

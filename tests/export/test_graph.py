@@ -335,3 +335,29 @@ def test_metadata_that_make_no_sense_are_refused(key: str, value: Any) -> None:
     with pytest.raises(InputFileError, match=key) as caught:
         view((2,), {"a": lif(2)}, **{key: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["dt", "timesteps", "reset", "encoding", "class_names"])
+def test_metadata_of_another_kind_are_refused_on_one_line(key: str) -> None:
+    graph = network((2,), {"a": lif(2)})
+    graph.metadata[key] = np.ones((2, 2))
+    with pytest.raises(InputFileError) as caught:
+        resolve(graph, origin="the file")
+    assert str(caught.value).startswith("the file: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_names_nested_without_end_are_refused() -> None:
+    graph = network((2,), {"a": lif(2)}, class_names="[" * 100_000)
+    with pytest.raises(InputFileError, match="class_names"):
+        resolve(graph)
+
+
+def test_a_graph_of_unknown_dt_can_be_looked_at() -> None:
+    graph = network((2,), {"a": lif(2), "late": nir.Delay(full(2, DT))}, dt=None)
+    with pytest.raises(UsageError, match="--dt SECONDS"):
+        resolve(graph)
+    found = resolve(graph, timeless=True)
+    assert np.isnan(found.dt)
+    assert found.dt_origin == "missing"
+    assert resolve(graph, DT, timeless=True).dt == DT

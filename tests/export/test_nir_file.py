@@ -1,6 +1,7 @@
 """``.nir`` files: bits kept, digests that notice everything, and files nobody should trust."""
 
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,14 @@ import nir
 import numpy as np
 import pytest
 
-from tests.graphs import conv, dyadic, lif, network, pool
+from tests.graphs import conv, dyadic, full, lif, network, pool
+from tests.hostile import HOSTILE as GREEDY
 from tser.errors import InputFileError
 from tser.export import nir_file
 from tser.export.graph import resolve
 from tser.export.nir_file import digest, flatten, read_nir, write_nir
 
-MUTANTS = 60
+QUICK, MUTANTS = 60, 500
 
 
 def _every_class() -> nir.NIRGraph:
@@ -371,18 +373,28 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "more memory" in _refused(path)
 
 
-def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:
+def _mutant(data: bytes, seed: int) -> bytes:
+    """``data`` with one to three bytes changed."""
+    rng = np.random.default_rng(seed)
+    damaged = np.frombuffer(data, np.uint8).copy()
+    places = rng.integers(0, len(data), 1 + seed % 3)
+    damaged[places] ^= rng.integers(1, 256, len(places), np.uint8)
+    return damaged.tobytes()
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [range(QUICK), pytest.param(range(QUICK, MUTANTS), marks=pytest.mark.slow)],
+    ids=["quick", "rest"],
+)
+def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path, seeds: range) -> None:
     path = tmp_path / "small.nir"
     stated = write_nir(_small(), path)
     data = path.read_bytes()
 
     def read(seed: int) -> str:
-        rng = np.random.default_rng(seed)
-        damaged = np.frombuffer(data, np.uint8).copy()
-        places = rng.integers(0, len(data), 1 + seed % 3)
-        damaged[places] ^= rng.integers(1, 256, len(places), np.uint8)
         mutant = tmp_path / f"{seed}.nir"
-        mutant.write_bytes(damaged.tobytes())
+        mutant.write_bytes(_mutant(data, seed))
         try:
             graph = read_nir(mutant)
         except InputFileError as error:
@@ -390,8 +402,62 @@ def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:
         return "same" if digest(graph) == stated else f"mutant {seed} was read as another graph"
 
     with ThreadPoolExecutor(2) as workers:
-        outcomes = list(workers.map(read, range(MUTANTS)))
+        outcomes = list(workers.map(read, seeds))
     assert set(outcomes) == {"refused", "same"}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_file_that_asks_for_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / "hostile.nir"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nir's constructors divide by strides
+        GREEDY[name](path)
+    with pytest.raises(InputFileError) as caught:
+        resolve(read_nir(path), origin=str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- files of others -----------------------------------------------------------------------
+
+
+def test_a_slash_in_a_name(tmp_path: Path) -> None:
+    """HDF5 takes it for a folder, and nir's own reader fails."""
+    graph, path = network((2,), {"a/b": lif(2), "a/c/d": lif(2)}), tmp_path / "x.nir"
+    nir.write(path, graph)
+    back = read_nir(path)
+    assert back.nodes.keys() == graph.nodes.keys()
+    assert resolve(back).nodes["a/c/d"].inputs[0].source == "a/b"
+    write_nir(graph, path)
+    assert digest(read_nir(path)) == graph.metadata["sha256"]
+
+
+def test_one_parameter_for_a_layer_and_others_for_each_neuron(tmp_path: Path) -> None:
+    """What nir's own constructor refuses by an assertion without words."""
+    path = tmp_path / "x.nir"
+    nir.write(path, network((3,), {"lif": lif(3, tau=[1, 2, 3])}))
+    with h5py.File(path, "r+") as file:
+        node = file["node/nodes/lif"]
+        for name, value in {"r": np.float32(2), "v_leak": full(1, 0.5)}.items():
+            del node[name]
+            node[name] = value
+    back = read_nir(path).nodes["lif"]
+    assert back.tau.tolist() == [1, 2, 3]
+    assert back.r.tolist() == [2, 2, 2]
+    assert back.v_leak.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_types_as_fixed_length_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.nir"
+    nir.write(path, _small())
+    with h5py.File(path, "r+") as file:
+        for name in ("fc", "lif", "input", "output"):
+            kind = file[f"node/nodes/{name}/type"][()]
+            del file[f"node/nodes/{name}/type"]
+            file[f"node/nodes/{name}/type"] = np.bytes_(kind)
+    _assert_same(read_nir(path), _small())
 
 
 def test_reading_runs_nothing_from_the_folder_one_stands_in(

@@ -1,0 +1,179 @@
+"""``tser inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tser.cli.console import JsonFlag, guarded, say, show_json, show_table
+
+MARKS = {"correct": "✓ correct", "differs": "✗ differs", "fails": "✗ fails", "unknown": "? unknown"}
+
+
+@guarded
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .nir or .onnx file.")],
+    dt: Annotated[
+        float | None, typer.Option(help="Time step [s] of a NIR file that states none.")
+    ] = None,
+    repair: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.nir",
+            help="Write a copy whose declared shapes fit its weights, and show that; with --dt it "
+            "states the time step too.",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a NIR or ONNX file holds, and which tools will run a NIR file as it is meant."""
+    from tser.errors import InputFileError, UsageError
+
+    if file.is_file() and file.suffix not in (".nir", ".onnx"):
+        raise InputFileError(f"{file} is not a .nir or .onnx file")
+    if not file.is_file():
+        raise InputFileError(f"there is no file {file}")
+    if file.suffix == ".onnx":
+        if dt is not None or repair is not None:
+            raise UsageError("--dt and --repair are for .nir files; leave them out")
+        from tser.deploy.inspection_onnx import inspect_onnx
+
+        document = inspect_onnx(file)
+        show_json(document) if as_json else _show_onnx(document)
+        return
+    from tser.deploy.inspection import inspect_nir, repair_nir
+
+    if repair is not None:
+        changes = repair_nir(file, repair, dt)
+        for change in changes:
+            say(f"repaired: {change}")
+        if changes:
+            say(f"wrote {repair}")
+            file, dt = repair, None
+        else:
+            say(f"nothing to repair, so {repair} was not written")
+    document = inspect_nir(file, dt)
+    show_json(document) if as_json else _show_nir(document)
+    if document["problem"]:
+        raise InputFileError(document["problem"])
+
+
+def _show_nir(found: dict[str, Any]) -> None:
+    columns = [
+        "node",
+        "type",
+        "from",
+        "in",
+        "out",
+        "neurons",
+        "synapses",
+        "parameters",
+        "constants",
+    ]
+    rows = [
+        [
+            node["name"],
+            node["type"],
+            ", ".join(node["inputs"]),
+            _shape(node["input_shape"]),
+            _shape(node["output_shape"]),
+            _count(node["neurons"]),
+            _count(node["synapses"]),
+            _count(node["parameters"]),
+            ", ".join(f"{key} {_ends(ends)}" for key, ends in node["constants"].items()),
+        ]
+        for node in found["nodes"]
+    ]
+    totals = found["totals"]
+    last = [f"{totals['nodes']} nodes", "", "", "", ""]
+    last += [_count(totals[key]) for key in ("neurons", "synapses", "parameters")]
+    shown = [[_clean(cell) for cell in row] for row in rows]
+    show_table(found["file"], columns, [*shown, [*last, ""]])
+    _section("The file", [f"{key}: {text}" for key, text in _about(found)])
+    broken = found["portable"]["violations"]
+    rules = [f"✗ {rule['rule']}: {rule['says']} ({_some(rule['nodes'])})" for rule in broken]
+    _section("Portable profile", rules or ["✓ every rule is kept"])
+    tools = []
+    for tool in found["importers"]:
+        tools.append(f"{tool['name']} {tool['version']}: {MARKS[tool['verdict']]}")
+        tools += [f"    {reason}" for reason in tool["reasons"]]
+    _section("Importers", tools)
+    for gap in found["uncounted"]:
+        say(f"synapses not counted: {gap['name']}: {gap['reason']}")
+    if found["dt_origin"] == "missing":
+        say("the file does not state its time step; other commands will need --dt SECONDS")
+
+
+def _section(title: str, lines: list[str]) -> None:
+    typer.echo("\n".join([title, *(f"  {_clean(line)}" for line in lines)]))
+
+
+def _clean(text: str) -> str:
+    """``text`` without what steers a terminal: names come from the file."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
+    manifest = {
+        "ok": "sha256 is right",
+        "absent": "no sha256, so a change would not be noticed",
+        "wrong": "sha256 is wrong",
+    }
+    cycles = [f"{edge['source']} → {edge['target']}" for edge in found["cycles"]]
+    dt = found["dt_seconds"]
+    return [
+        ("producer", str(found["producer"] or "not stated")),
+        ("manifest", manifest[found["manifest"]]),
+        ("dt", found["dt_origin"] if dt is None else f"{dt:g} s ({found['dt_origin']})"),
+        ("T", str(found["timesteps"] or "not stated")),
+        ("encoding", str(found["encoding"] or "not stated")),
+        ("one-step delays", ", ".join(cycles) or "none: no cycles"),
+        ("graphs inside", ", ".join(found["nested"]) or "none"),
+    ]
+
+
+def _show_onnx(found: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opsets"].items())
+    neurons = "not known: not a model of tser"
+    if found["ours"]:
+        neurons = "not known" if found["neurons"] is None else _count(found["neurons"])
+    about = [
+        ["producer", found["producer"] or "not stated"],
+        ["one of tser's", "yes" if found["ours"] else "no"],
+        ["opset", f"{opsets} (IR {found['ir_version']})"],
+        *(["input", _port(port)] for port in found["inputs"]),
+        *(["output", _port(port)] for port in found["outputs"]),
+        ["constants", _count(found["constants"])],
+        ["spiking neurons", neurons],
+    ]
+    _section(found["file"], [f"{key}: {text}" for key, text in about])
+    rows = [[_clean(name), _count(count)] for name, count in found["operators"].items()]
+    show_table("Operators", ["operator", "times"], rows)
+    if found["metadata"]:
+        _section("Metadata", [f"{key}: {text[:200]}" for key, text in found["metadata"].items()])
+
+
+def _port(port: dict[str, Any]) -> str:
+    shape = "any shape" if port["shape"] is None else _shape(port["shape"])
+    return f"{port['name']}: {port['type']} {shape}"
+
+
+def _shape(sizes: list[int | str]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _ends(ends: list[float | str]) -> str:
+    low, high = (end if isinstance(end, str) else f"{end:.6g}" for end in ends)
+    return low if low == high else f"{low}..{high}"
+
+
+def _some(nodes: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(nodes) - most} more" if len(nodes) > most else ""
+    return ", ".join(nodes[:most]) + more

@@ -13,8 +13,10 @@ from tser.cli.energy import energy
 from tser.cli.env import env
 from tser.cli.eval import evaluate
 from tser.cli.export import export
+from tser.cli.inspect import inspect
 from tser.cli.presets import presets
 from tser.cli.report import report
+from tser.cli.run import run
 from tser.cli.targets import targets
 from tser.cli.validate import validate
 
@@ -52,6 +54,8 @@ app.command("eval")(evaluate)
 app.command("export")(export)
 app.command("validate")(validate)
 app.command("energy")(energy)
+app.command("inspect")(inspect)
+app.command("run")(run)
 app.command("report")(report)
 app.add_typer(presets)
 app.command("targets")(targets)

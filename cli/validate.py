@@ -34,6 +34,9 @@ def validate(
         Path | None,
         typer.Option(metavar="FILE", help="Default for the run's own .nir: validation.json."),
     ] = None,
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Run the ONNX file by OpenVINO too.")
+    ] = False,
     student: StudentFactory = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
@@ -54,7 +57,8 @@ def validate(
         check_json_target(out)
     from tser.deploy.validation import validate as check
 
-    result = check(path, run, samples=samples, root=Path(data_root) if data_root else None)
+    root = Path(data_root) if data_root else None
+    result = check(path, run, samples=samples, root=root, openvino=openvino)
     if out is not None:
         write_json(out, result)
         say(f"wrote {out}")

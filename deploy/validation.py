@@ -14,11 +14,14 @@ from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend
 from tser.deploy.equivalence import Comparison, Evidence, LayerTally, compare
 from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import image_batches
+from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower
 from tser.export.nir_file import digest, flatten
-from tser.export.onnx_file import Encoding, compile_onnx, model_metadata, read_onnx
+from tser.export.onnx_file import compile_onnx, model_metadata, options_of, read_onnx
+from tser.export.onnx_forms import Encoding
+from tser.export.variants import stated_variant, vary
 from tser.runs import Run
 
 STATED = (
@@ -33,7 +36,12 @@ STATED = (
 
 
 def validate(
-    path: Path, run: Run, *, samples: int | None = None, root: Path | None = None
+    path: Path,
+    run: Run,
+    *,
+    samples: int | None = None,
+    root: Path | None = None,
+    openvino: bool = False,
 ) -> dict[str, Any]:
     """Compare the student of ``run`` with an exported graph on test images.
 
@@ -46,13 +54,14 @@ def validate(
         run: the run that it should equal.
         samples: how many test images; None: all.
         root: folder of the data set.
+        openvino: run the ONNX model by OpenVINO too.
 
     Returns:
         Plain values, ready for JSON.
 
     Raises:
         InputFileError: a file that is damaged, or a graph of another network.
-        UsageError: an incomplete run or missing data.
+        UsageError: an incomplete run, missing data, or OpenVINO is wanted and not installed.
     """
     check_suffix(path, ".nir", ".onnx")
     data = load_run_data(run, root)
@@ -62,13 +71,15 @@ def validate(
     model = read_onnx(path) if path.suffix == ".onnx" else None
     candidates: list[Backend]
     if model is not None:
-        graph, candidates = expected, [OnnxBackend(model, _layers(expected), str(path))]
+        graph, candidates = expected, _runtimes(model, expected, str(path), openvino)
         differences = onnx_differences(expected, model)
         contradictions = onnx_contradictions(expected, model, digest(lowered.graph))
     else:
-        graph, candidates = _candidates(path, run, student.timesteps, expected)
-        differences = static_differences(expected, graph)
-        contradictions = stated_differences(expected, graph)
+        graph, candidates = _candidates(path, run, student.timesteps, expected, openvino)
+        lowered.graph = vary(lowered.graph, stated_variant(graph.metadata))
+        written = resolve(lowered.graph, origin=str(run.path))
+        differences = static_differences(written, graph)
+        contradictions = stated_differences(written, graph)
     # Certified against the student's own graph: the file's may state parameters that widen the
     # bounds it is held to.
     evidence = compare(
@@ -89,7 +100,7 @@ def validate(
 
 
 def _candidates(
-    path: Path, run: Run, timesteps: int, expected: Graph
+    path: Path, run: Run, timesteps: int, expected: Graph, openvino: bool
 ) -> tuple[Graph, list[Backend]]:
     graph = open_nir(path)
     if [n.name for n in graph.spiking] != [n.name for n in expected.spiking] or any(
@@ -110,8 +121,15 @@ def _candidates(
     model = model or compile_onnx(graph, timesteps)
     return graph, [
         NirBackend(graph, timesteps, str(path)),
-        OnnxBackend(model, _layers(graph), source),
+        *_runtimes(model, graph, source, openvino),
     ]
+
+
+def _runtimes(model: onnx.ModelProto, graph: Graph, source: str, openvino: bool) -> list[Backend]:
+    found: list[Backend] = [OnnxBackend(model, _layers(graph), source)]
+    if openvino:
+        found.append(OpenVinoBackend(model, _layers(graph), source))
+    return found
 
 
 def _layers(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -166,7 +184,7 @@ def stated_differences(expected: Graph, actual: Graph) -> list[str]:
 def onnx_differences(expected: Graph, model: onnx.ModelProto) -> list[str]:
     """How a model differs from one compiled afresh from the student, in a sentence."""
     encoding: Encoding = "sequence" if _says(model, "encoding") == "sequence" else "direct"
-    if compile_onnx(expected, encoding=encoding).graph == model.graph:
+    if compile_onnx(expected, None, encoding, options_of(model)).graph == model.graph:
         return []
     return ["its operators or constants are not those of a fresh export of the student"]
 

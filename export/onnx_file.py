@@ -1,54 +1,83 @@
 """Compile a NIR graph to ONNX, and read ONNX files without trusting them.
 
-The whole-sequence form: stateless nodes run once over ``[T*B, ...]`` (over ``[B, ...]`` for as
-long as nothing depends on time), neurons are unrolled over T. Tensors are named after the NIR
-nodes that make them.
+What does not depend on time is computed once. Tensors are named after the NIR nodes that make
+them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import nir
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tser import __version__
 from tser.errors import InputFileError, UsageError
-from tser.export.graph import SPIKING, Graph, Node
+from tser.export.graph import Graph
 from tser.export.lower import ExportError
-from tser.export.onnx_ops import NEURON_EMITTERS, STATELESS_EMITTERS, Emitter
+from tser.export.onnx_forms import FORMS, Encoding, Form, Job
+from tser.export.onnx_steps import Extra
 from tser.files import atomic_path
 
 OPSET = 18
 """Split with num_outputs needs 18; ONNX Runtime has it since 1.14."""
 IR_VERSION = 8
+MOST_BYTES = 2**31 - 2**20
+"""Of one protobuf message, less room for the metadata."""
+_END = "complete"
+"""The last metadata of a file of ours: one that is cut off before it can still be valid ONNX."""
 
-Array = NDArray[Any]
-Encoding = Literal["direct", "sequence"]
+Weights = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How to write a graph in ONNX.
+
+    Attributes:
+        form: "sequence" is unrolled over a fixed T, "step" is one time step with its states as
+            inputs and outputs, "scan" loops over any T.
+        outputs: kinds of outputs for each layer beside the logits.
+        weights: how the weights and biases of synapses are stored; the arithmetic is float32.
+    """
+
+    form: Form = "sequence"
+    outputs: tuple[Extra, ...] = ()
+    weights: Weights = "float32"
+
+
+_PLAIN = OnnxOptions()
 
 
 def compile_onnx(
-    graph: Graph, timesteps: int | None = None, encoding: Encoding | None = None
+    graph: Graph,
+    timesteps: int | None = None,
+    encoding: Encoding | None = None,
+    options: OnnxOptions = _PLAIN,
 ) -> onnx.ModelProto:
-    """Compile a feed-forward NIR graph to a whole-sequence ONNX model.
+    """Compile a NIR graph to an ONNX model.
 
     Args:
         graph: the resolved view.
-        timesteps: T; default: what the graph states.
+        timesteps: T; default: what the graph states. Only the sequence form has to know it.
         encoding: "direct" takes ``[B, *input_shape]`` and repeats it over T, "sequence" takes
-            ``[T, B, *input_shape]``; None: what the graph states, else "direct".
+            ``[T, B, *input_shape]``; None: what the graph states, else "direct". A step takes
+            ``[B, *input_shape]`` in either.
+        options: form, further outputs, and how weights are stored.
 
     Returns:
-        A model from ``input`` to ``logits`` ``[T, B, *output_shape]``; B is dynamic. Every NIR
-        node's output is a tensor of that node's name, ``[T*B, ...]`` (``[B, ...]`` before time).
+        A model from ``input`` to ``logits`` ``[T, B, *output_shape]``, of a step
+        ``[B, *output_shape]``; B is dynamic. The output of a NIR node at step t (from 0) is the
+        tensor ``<name>.t<t>``, ``[B, ...]``, as `step_names` says, in the other forms
+        ``<name>.t``; where nothing depends on time it is one tensor ``<name>``.
 
     Raises:
-        ExportError: a recurrent graph, a node that has no ONNX form yet, or an unknown T.
+        ExportError: a node without ONNX form, a T that is not known, weights beyond float16,
+            or a model over 2 GB.
         UsageError: T < 1, or "direct" for a graph that takes a frame for each step.
     """
     frames = graph.metadata.get("encoding") == "frames"
@@ -62,62 +91,61 @@ def compile_onnx(
     steps = graph.timesteps if timesteps is None else timesteps
     if steps is not None and steps < 1:
         raise UsageError(f"the number of time steps must be at least 1, got {steps}")
-    if steps is None:
-        raise ExportError("the graph does not say how many time steps to unroll; pass --timesteps")
-    if graph.recurrent:
-        node = next(n for n in graph.nodes.values() if any(e.delayed for e in n.inputs))
+    half = options.weights == "float16"
+    compiled = FORMS[options.form](Job(graph, steps, encoding, options.outputs, half))
+    size = compiled.graph.ByteSize()
+    if size > MOST_BYTES:
         raise ExportError(
-            f"node {node.name!r} closes a cycle; recurrent graphs cannot be exported to ONNX's "
-            "sequence form"
+            f"the model takes {size / 1e9:.1f} GB and one ONNX file holds 2 GB"
+            + ("" if half else "; --weights float16 halves it")
         )
-    emitter = Emitter(graph, steps)
-    shape = graph.input.output_shape
-    folded: dict[str, tuple[str, bool]] = {}
-    for node in graph.nodes.values():
-        if isinstance(node.op, nir.Input):
-            folded[node.name] = _input(emitter, shape, encoding, steps)
-            continue
-        value, constant = _sum(emitter, node, [folded[edge.source] for edge in node.inputs])
-        if type(node.op) in NEURON_EMITTERS:
-            value = NEURON_EMITTERS[type(node.op)](emitter, node, value, constant)
-            constant = False
-        elif type(node.op) in STATELESS_EMITTERS:
-            value = STATELESS_EMITTERS[type(node.op)](emitter, node, value)
-        else:
-            raise ExportError(f"node {node.name!r} ({node.kind}) has no ONNX form yet")
-        folded[node.name] = value, constant
-        if isinstance(node.op, SPIKING) and value != node.name:
-            raise ExportError(f"the name of node {node.name!r} is taken in ONNX; rename the layer")
-    _logits(emitter, *folded[graph.output.name], graph.output.output_shape)
-    leading = [steps, "B"] if encoding == "sequence" else ["B"]
-    nodes, initialisers = emitter.live("logits")
     model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "tser",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [*leading, *shape])],
-            [
-                helper.make_tensor_value_info(
-                    "logits", TensorProto.FLOAT, [steps, "B", *graph.output.output_shape]
-                )
-            ],
-            initialisers,
-        ),
+        compiled.graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="tser",
         producer_version=__version__,
     )
     metadata = {
+        "form": options.form,
         **{key: value for key, value in graph.metadata.items() if key != "sha256"},
         "nir_sha256": graph.metadata.get("sha256", ""),
         "dt": graph.dt,
-        "timesteps": steps,
         "encoding": encoding,
+        "opset": OPSET,
+        "outputs": ",".join(options.outputs),
+        "weights": options.weights,
+        "layers": json.dumps({node.name: list(node.output_shape) for node in graph.spiking}),
     }
+    if steps is not None:
+        metadata["timesteps"] = steps
+    if options.form == "step":
+        metadata["states"] = json.dumps(
+            [
+                {
+                    "input": carry.name,
+                    "output": f"{carry.name}.next",
+                    "shape": list(carry.shape),
+                    "initial": carry.initial.tolist(),
+                }
+                for carry in compiled.states
+            ]
+        )
+    metadata[_END] = "true"
     helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def options_of(model: onnx.ModelProto) -> OnnxOptions:
+    """The options that a model of ours says it was compiled with; others are the defaults."""
+    stated = model_metadata(model)
+    outputs = tuple(
+        part for part in get_args(Extra) if part in stated.get("outputs", "").split(",")
+    )
+    form = next((one for one in get_args(Form) if one == stated.get("form")), _PLAIN.form)
+    weights = next((w for w in get_args(Weights) if w == stated.get("weights")), _PLAIN.weights)
+    return OnnxOptions(form, outputs, weights)
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
@@ -139,6 +167,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
                 f"{path} keeps its weights in another file, which is not supported"
             )
         onnx.checker.check_model(model)
+        stated = model_metadata(model)
+        if model.producer_name == "tser" and "form" in stated and _END not in stated:
+            raise InputFileError(f"{path} is cut off; export it again")
     except InputFileError:
         raise
     except FileNotFoundError as error:
@@ -163,36 +194,3 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
 def model_metadata(model: onnx.ModelProto) -> dict[str, str]:
     """Key-value metadata of a model."""
     return {prop.key: prop.value for prop in model.metadata_props}
-
-
-def _input(
-    emitter: Emitter, shape: tuple[int, ...], encoding: Encoding, steps: int
-) -> tuple[str, bool]:
-    if encoding == "direct":
-        return "input", True
-    target = emitter.constant("input.shape", np.array([-1, *shape], np.int64))
-    return emitter.emit("Reshape", ["input", target], "input.folded"), steps == 1
-
-
-def _sum(emitter: Emitter, node: Node, values: list[tuple[str, bool]]) -> tuple[str, bool]:
-    constant = all(is_constant for _, is_constant in values)
-    names = [
-        name if is_constant == constant else _repeat(emitter, name) for name, is_constant in values
-    ]
-    total = names[0]
-    for name in names[1:]:
-        total = emitter.emit("Add", [total, name], f"{node.name}.sum")
-    return total, constant
-
-
-def _repeat(emitter: Emitter, name: str) -> str:
-    if emitter.timesteps == 1:
-        return name
-    return emitter.emit("Concat", [name] * emitter.timesteps, f"{name}.repeated", axis=0)
-
-
-def _logits(emitter: Emitter, value: str, constant: bool, shape: tuple[int, ...]) -> None:
-    if constant:
-        value = _repeat(emitter, value)
-    target = emitter.constant("logits.shape", np.array([emitter.timesteps, -1, *shape], np.int64))
-    emitter.nodes.append(helper.make_node("Reshape", [value, target], ["logits"], name="logits"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from tests.graphs import full, lif, view
+from tests.graphs import full, lif, network, pool, view
 from tser.checkpoints import load_student, save_weights
 from tser.config import RunConfig, StudentConfig
 from tser.config_file import dump_config
@@ -130,6 +131,23 @@ def test_an_onnx_file_is_judged_on_its_own(runs: dict[str, Run]) -> None:
     found = validate(runs["run"].onnx, runs["run"], samples=SAMPLES)
     assert found["verdict"] in ("E0", "E1")
     assert [backend["name"] for backend in found["backends"]] == ["onnx"]
+
+
+def test_openvino_runs_beside_onnx_runtime(runs: dict[str, Run]) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    for path, others in ((runs["run"].nir, ["nir-f32"]), (runs["run"].onnx, [])):
+        found = validate(path, runs["run"], samples=SAMPLES, openvino=True)
+        assert found["verdict"] in ("E0", "E1")
+        assert [backend["name"] for backend in found["backends"]] == [*others, "onnx", "openvino"]
+        assert len({backend["source"] for backend in found["backends"][-2:]}) == 1
+
+
+def test_openvino_that_is_not_installed_is_a_usage_error(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UsageError, match=r"pip install 'tser\[openvino\]'"):
+        validate(runs["run"].onnx, runs["run"], samples=SAMPLES, openvino=True)
 
 
 def test_a_stale_onnx_file_is_not_used(run: Run, runs: dict[str, Run]) -> None:
@@ -394,20 +412,11 @@ def test_export_does_not_overwrite_its_source(run: Run) -> None:
 
 
 def test_an_export_that_fails_writes_nothing(tmp_path: Path) -> None:
-    graph = nir.NIRGraph(
-        {
-            "input": nir.Input({"input": np.array([2])}),
-            "lif": lif(2),
-            "output": nir.Output({"output": np.array([2])}),
-        },
-        [("input", "lif"), ("lif", "lif"), ("lif", "output")],
-        {"dt": 1e-3, "timesteps": 3},
-        type_check=False,
-    )
-    source, out = tmp_path / "loop.nir", tmp_path / "loop.onnx"
+    graph = network((1, 4, 4), {"wide": pool(nir.AvgPool2d, 2, 2, 2)}, timesteps=3)
+    source, out = tmp_path / "wide.nir", tmp_path / "wide.onnx"
     write_nir(graph, source)
     out.write_text("precious")
-    with pytest.raises(ExportError, match="'lif' closes a cycle"):
+    with pytest.raises(ExportError, match="'wide' pads by its window or more"):
         export_onnx(source, out)
     assert out.read_text() == "precious"
 

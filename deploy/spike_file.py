@@ -1,0 +1,97 @@
+"""Every spike of a long run in one ``.npz`` file, without holding them in memory."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tser.errors import UsageError
+from tser.export.shapes import Shape
+from tser.files import atomic_path
+
+Array = NDArray[Any]
+
+
+class SpikeFile:
+    """Collects batches; the file gets its name when the block ends without a failure.
+
+    The arrays are laid out on the disk beside it, since those of a batch are not neighbours in
+    ``[T, N, ...]``, and then compressed.
+
+    Args:
+        path: the ``.npz`` file; one bool array ``[T, N, ...]`` a layer, under its name.
+        layers: names, and shapes without batch and time.
+        timesteps: T.
+        samples: N.
+
+    Raises:
+        UsageError: the disk is too full, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, layers: dict[str, Shape], timesteps: int, samples: int) -> None:
+        self.path, self._layers = path, layers
+        self._shapes = {name: (timesteps, samples, *shape) for name, shape in layers.items()}
+        self._arrays: dict[str, np.memmap[Any, Any]] = {}
+        self._counts = dict.fromkeys(layers, 0)
+        self._filled = 0
+
+    def __enter__(self) -> SpikeFile:
+        need = sum(math.prod(shape) for shape in self._shapes.values())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
+            if need * 1.5 > free:
+                raise UsageError(
+                    f"the spikes for {self.path} take {need * 1.5 / 1e9:.1f} GB while they are "
+                    f"written and {free / 1e9:.1f} GB are free; use --samples for fewer"
+                )
+            self._folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".spikes-"))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path}: {error.strerror}; choose a folder you may write to"
+            ) from error
+        for number, (name, shape) in enumerate(self._shapes.items()):
+            file = self._folder / f"{number}.npy"
+            self._arrays[name] = np.lib.format.open_memmap(file, "w+", np.bool_, shape)
+        return self
+
+    def add(self, spikes: dict[str, Array]) -> None:
+        """The next batch, ``[T, B, ...]`` a layer."""
+        size = 0
+        for name, array in self._arrays.items():
+            size = spikes[name].shape[1]
+            array[:, self._filled : self._filled + size] = spikes[name]
+            self._counts[name] += int(np.count_nonzero(spikes[name]))
+        self._filled += size
+
+    def rates(self) -> dict[str, float]:
+        """Spikes a neuron and step, by layer."""
+        return {name: count / math.prod(self._shapes[name]) for name, count in self._counts.items()}
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                for array in self._arrays.values():
+                    array.flush()
+                with (
+                    atomic_path(self.path) as temporary,
+                    zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+                ):
+                    for number, name in enumerate(self._arrays):
+                        file.write(self._folder / f"{number}.npy", f"{name}.npy")
+        finally:
+            self._arrays.clear()
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_tables_of_the_ablation_are_up_to_date() -> None:
+@pytest.mark.parametrize("script", ["ablation", "training_step", "import_time"])
+def test_the_tables_are_up_to_date(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/ablation.py", "table", "--check"],
+        [sys.executable, f"benchmarks/{script}.py", "table", "--check"],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,

@@ -9,15 +9,16 @@ saved and exported always runs the reference.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -42,8 +43,10 @@ _SAVED = {"cpu": {"neuron": 5e-9, "step": 8e-9}, "cuda": {"neuron": 3e-11, "step
 """Seconds that compiling saves for every neuron and time step; on a CPU on each of its threads.
 The CPU's were measured (docs/performance.md), the GPU's follow from its memory bandwidth."""
 
-_WAIT = 5.0
-"""Seconds to compile one spiking layer with what surrounds it."""
+_WAIT = 8.0
+"""Seconds to compile one spiking layer with what surrounds it, for one size of batch and one T."""
+
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 _WORTH = 4.0
 """Compile where it saves so many times what it takes; both are rough."""
@@ -55,12 +58,14 @@ class Workload:
 
     Attributes:
         layers: spiking layers.
+        own: those of them that are `LIF`.
         neuron_steps: neurons times steps, summed over the layers, for one image.
         timesteps: T.
         images: in the whole phase.
     """
 
     layers: int
+    own: int
     neuron_steps: int
     timesteps: int
     images: int
@@ -98,7 +103,8 @@ def measure_workload(student: nn.Module, images: Tensor, timesteps: int, epochs:
         student(images)
     student.train(training)
     spikes = recorder.spikes.values()
-    return Workload(len(spikes), sum(s[:, 0].numel() for s in spikes), timesteps, epochs)
+    own = sum(isinstance(module, LIF) for module in student.modules())
+    return Workload(len(spikes), own, sum(s[:, 0].numel() for s in spikes), timesteps, epochs)
 
 
 def plan_compilation(
@@ -113,7 +119,8 @@ def plan_compilation(
         sizes: images at a time.
 
     Raises:
-        UsageError: compilation was asked for and this machine has no compiler for the device.
+        UsageError: compilation was asked for and this machine has no compiler for the device, or
+            the student no neurons that are compiled alone.
     """
     missing = missing_compiler(device)
     if train.compile != "auto":
@@ -122,26 +129,39 @@ def plan_compilation(
                 f"train.compile = {train.compile!r} needs {missing}; use --compile auto or off"
             )
         mode: Mode = train.compile
+        if mode == "neuron" and not work.own:
+            raise UsageError(
+                "train.compile = 'neuron' compiles the neurons of tser.neurons, and the student "
+                "has none; use --compile step"
+            )
     elif missing or not work.layers:
         mode = "off"
     elif train.low_memory:
         mode = "step"
     else:
-        mode = _worth_it(work, device)
+        mode = _worth_it(work, device, len(sizes))
     low_memory = train.low_memory and mode == "step"
-    return Compilation(mode, sizes, low_memory, _wait(work)) if mode != "off" else Compilation()
+    if mode == "off":
+        return Compilation()
+    if train.curriculum_epochs:  # with T = 1 first
+        wait = _wait(work, len(sizes)) + _wait(replace(work, timesteps=1), len(sizes))
+    else:
+        wait = _wait(work, len(sizes))
+    return Compilation(mode, sizes, low_memory, wait)
 
 
-def _wait(work: Workload) -> float:
-    return _WAIT * work.layers * max(1.0, work.timesteps / 4)  # the steps are unrolled
+def _wait(work: Workload, sizes: int) -> float:
+    return _WAIT * work.layers * sizes * max(1.0, work.timesteps / 4)  # the steps are unrolled
 
 
-def _worth_it(work: Workload, device: torch.device) -> Mode:
+def _worth_it(work: Workload, device: torch.device, sizes: int) -> Mode:
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     steps = work.neuron_steps * work.images
     modes: tuple[Mode, ...] = ("step", "neuron")
     for mode in modes:
-        if _SAVED[device.type][mode] * steps / threads > _WORTH * _wait(work):
+        possible = mode == "step" or work.own
+        saved = _SAVED[device.type][mode] * steps / threads
+        if possible and saved > _WORTH * _wait(work, sizes):
             return mode
     return "off"
 
@@ -247,13 +267,32 @@ def _activation_budget() -> AbstractContextManager[Any]:
 
 
 def _prepare_torch() -> None:
-    """Allow a network's number of shapes, and keep what is compiled for the next run."""
+    """Allow a network's number of shapes, and keep what is compiled for the next run.
+
+    Raises:
+        UsageError: the user's own folder for it cannot be written.
+    """
+    _place_cache()  # before the import below, which settles for a folder in /tmp
     import torch._dynamo  # seconds, which nobody else should wait for
 
     torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
-    cache = user_cache()
-    if cache is not None and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        # PyTorch's own default is below /tmp, which does not outlive a restart.
-        with contextlib.suppress(OSError):
-            (cache / "inductor").mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+
+
+def _place_cache() -> None:
+    """Choose where compiled code is kept: below the user's cache, which outlives a restart."""
+    given, cache = os.environ.get(_CACHE), user_cache()
+    folder = Path(given) if given else cache and cache / "inductor"
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if given:
+            raise UsageError(
+                f"{_CACHE} = {given} cannot be written ({error.strerror}); name another folder, or "
+                "use --compile off"
+            ) from error
+    else:
+        os.environ[_CACHE] = str(folder)

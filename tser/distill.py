@@ -108,7 +108,7 @@ def _distill(config: RunConfig, run: Run, resume: bool) -> None:
             what = "neurons" if plan.mode == "neuron" else "step"
             sys.stderr.write(
                 f"compiling the student's {what}: about {plan.wait:.0f} s more in the first steps, "
-                "less once it is in the cache\n"
+                "a tenth of it once it is in the cache\n"
             )
         fit(phase, data, config, run, state)
         if cache is not None:

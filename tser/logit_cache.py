@@ -8,8 +8,7 @@ from train.seed and the epoch) asks the teacher nothing.
 What is used is always what is kept: with an empty file at the start, a run has the same bits
 whether it is interrupted or not, and its repetition with the full file has them too. They are those
 of a run without a cache as far as the teacher says the same of an image whatever else is in the
-batch: on a CPU that was found to hold to the last bit for two images or more, on a GPU it holds to
-rounding.
+batch, which holds to rounding: the size of a batch can change the last bit.
 """
 
 from __future__ import annotations
@@ -271,14 +270,14 @@ def _opened(path: Path, origin: dict[str, str]) -> Iterator[Any]:
                         "images": "other images or another data.shift or data.flip",
                     }
                     raise InputFileError(
-                        f"{path} holds the logits of {whose[name]}; move it away, or name another "
-                        "file with teacher.cache"
+                        f"{path} holds the logits of {whose[name]}; move it away, or begin a "
+                        "run with another teacher.cache"
                     )
             yield file
     except (SafetensorError, OSError) as error:
         raise InputFileError(
-            f"{path} is not a readable file of teacher logits ({error}); delete it to compute them "
-            "again"
+            f"{path} is not a readable file of teacher logits ({error}); name another one, "
+            "or delete it to compute them again"
         ) from error
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from tser.students import build_student, make_neuron
 T, SHAPE = 3, (4, 6)
 NEURON = NeuronConfig(v_leak=0.1, v_reset=-0.2, tau_mem=3e-3)
 CPU = torch.device("cpu")
-SMALL = Workload(layers=3, neuron_steps=1000, timesteps=4, images=1000)
-LARGE = Workload(layers=3, neuron_steps=1_000_000, timesteps=4, images=1_000_000)
+SMALL = Workload(layers=3, own=3, neuron_steps=1000, timesteps=4, images=1000)
+LARGE = Workload(layers=3, own=3, neuron_steps=1_000_000, timesteps=4, images=1_000_000)
 needs_compiler = pytest.mark.skipif(
     missing_compiler(CPU) is not None, reason="torch.compile needs a C++ compiler"
 )
@@ -145,9 +146,9 @@ def test_auto_compiles_what_pays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_compilation(train, LARGE, CPU, sizes).mode == "step"
     assert plan_compilation(train, LARGE, CPU, sizes).sizes == sizes
     # A hundred steps take a hundred times as long to compile, and as long in one go.
-    long = Workload(layers=3, neuron_steps=1_000_000, timesteps=400, images=100_000)
+    long = Workload(layers=3, own=3, neuron_steps=1_000_000, timesteps=400, images=100_000)
     assert plan_compilation(train, long, CPU, sizes).mode == "off"
-    assert plan_compilation(train, Workload(0, 0, 4, 10**9), CPU, sizes).mode == "off"
+    assert plan_compilation(train, Workload(0, 0, 0, 4, 10**9), CPU, sizes).mode == "off"
 
 
 def test_auto_does_without_a_compiler_and_a_demand_is_refused(
@@ -164,6 +165,23 @@ def test_auto_does_without_a_compiler_and_a_demand_is_refused(
     assert "mps" in (missing_compiler(torch.device("mps")) or "")
 
 
+def test_neurons_that_are_not_ours_are_not_compiled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "missing_compiler", lambda device: None)
+    norse = replace(LARGE, own=0)
+    with pytest.raises(UsageError, match="the student has none; use --compile step"):
+        plan_compilation(TrainConfig(compile="neuron"), norse, CPU, frozenset({8}))
+    assert plan_compilation(TrainConfig(), norse, CPU, frozenset({8})).mode == "step"
+
+
+def test_the_wait_counts_sizes_and_numbers_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "missing_compiler", lambda device: None)
+    once = plan_compilation(TrainConfig(compile="step"), SMALL, CPU, frozenset({8})).wait
+    sizes = frozenset({8, 9})
+    assert plan_compilation(TrainConfig(compile="step"), SMALL, CPU, sizes).wait == 2 * once
+    train = TrainConfig(compile="step", epochs=3, curriculum_epochs=1)
+    assert plan_compilation(train, SMALL, CPU, frozenset({8})).wait == 2 * once
+
+
 def test_less_memory_means_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "missing_compiler", lambda device: None)
     plan = plan_compilation(TrainConfig(low_memory=True), SMALL, CPU, frozenset({8}))
@@ -176,7 +194,7 @@ def test_the_workload_is_counted_and_nothing_changes() -> None:
     student = build_student(StudentConfig(width=4, stages=1, timesteps=3), NEURON, (1, 8, 8), 10)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     work = measure_workload(student.train(), torch.rand(2, 1, 8, 8), 3, 70)
-    assert work == Workload(layers=3, neuron_steps=3 * 3 * 4 * 64, timesteps=3, images=70)
+    assert work == Workload(layers=3, own=3, neuron_steps=3 * 3 * 4 * 64, timesteps=3, images=70)
     assert student.training
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
@@ -205,16 +223,38 @@ def test_an_error_that_is_not_the_compilers_is_raised(spy: Spy) -> None:
         layer(currents(*SHAPE), T)
 
 
-def test_what_was_compiled_is_kept_for_the_next_run(
+def test_what_was_compiled_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    """In a process of its own: torch settles for a folder once and for all."""
+    code = """
+import os
+from tser.compilation import compile_neurons
+from tser.config import NeuronConfig
+from tser.students import make_neuron
+compile_neurons(make_neuron(NeuronConfig()), frozenset({4}))
+print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+    env = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=env,
+    )
+    assert done.stdout.strip() == str(tmp_path / "cache/tser/inductor")
+    assert (tmp_path / "cache/tser/inductor").is_dir()
+
+
+def test_the_users_own_folder_is_used_or_refused(
     spy: Spy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compile_neurons(make_neuron(NEURON), frozenset({4}))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")  # the user's choice
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compile_neurons(make_neuron(NEURON), frozenset({4}))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache/tser/inductor")
-    assert (tmp_path / "cache/tser/inductor").is_dir()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"TORCHINDUCTOR_CACHE_DIR = .*file cannot be written"):
+        compile_neurons(make_neuron(NEURON), frozenset({4}))
 
 
 def test_a_cache_that_cannot_be_made_is_left_to_torch(
@@ -224,7 +264,7 @@ def test_a_cache_that_cannot_be_made_is_left_to_torch(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     compile_neurons(make_neuron(NEURON), frozenset({4}))
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert str(tmp_path) not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
 
 
 def compiled(*arguments: str) -> dict[str, float]:

@@ -111,7 +111,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a run's student as NIR, or a NIR graph as ONNX."""
-    from tser.errors import UsageError
+    from tser.errors import InputFileError, UsageError
     from tser.runs import find_run
 
     of_onnx: dict[str, object] = {
@@ -130,6 +130,8 @@ def export(
     if source is not None and source.is_file() and source.suffix != ".nir":
         raise UsageError(f"{source} is neither a run folder nor a .nir file; name one of these")
     if source is not None and source.suffix == ".nir" and not source.is_dir():
+        if not source.exists():
+            raise InputFileError(f"there is no file {source}")
         if file_format is Format.nir:
             raise UsageError(f"{source} is a NIR file already; use --format onnx")
         run, nir_file = None, source
@@ -248,7 +250,9 @@ def _check_options(file_format: Format, out: Path | None, others: dict[str, obje
     if given:
         other = "onnx" if file_format is Format.nir else "nir"
         raise UsageError(f"{given[0]} is of --format {other}; add it, or leave out {given[0]}")
-    if out is not None and out.suffix in (".nir", ".onnx") and out.suffix != f".{file_format}":
+    # Any other name may be that of a file that is no export, such as a run's own weights.
+    if out is not None and out.suffix != f".{file_format}":
         raise UsageError(
-            f"--out {out} is named like another format than --format {file_format}; change one"
+            f"--out {str(out)!r} does not end in .{file_format}, as --format {file_format} does; "
+            "change one"
         )

@@ -198,3 +198,21 @@ def test_a_dt_that_is_no_time_is_refused(here: Cli, tiny: Path) -> None:
     done = here("export", "runs/digits", "--dt", "0", "--out", "x.nir", cwd=tiny)
     check(done, 2, "--dt must be a positive number of seconds")
     assert not (tiny / "x.nir").exists()
+
+
+@pytest.mark.parametrize("kind", ["nir", "onnx"])
+def test_an_export_cannot_take_the_place_of_another_file(
+    here: Cli, tmp_path: Path, kind: str
+) -> None:
+    weights = tmp_path / "student.safetensors"
+    weights.write_bytes(b"weights")
+    done = here("export", "--format", kind, "--out", weights, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"does not end in .{kind}" in " ".join(done.stderr.split())
+    assert weights.read_bytes() == b"weights"
+
+
+def test_a_graph_that_is_not_there_is_missing(here: Cli, tmp_path: Path) -> None:
+    done = here("export", "none.nir", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "there is no file none.nir" in done.stderr

@@ -42,7 +42,7 @@ def energy(
         typer.Option(min=1, max=MOST_STEPS, help="T; default: what the graph states."),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step [s] of a file that states none.")
+        float | None, typer.Option(help="Time step, in seconds, of a file that states none.")
     ] = None,
     first_layer: Annotated[
         FirstLayer, typer.Option(help="Charge the analog first layer, or leave it to a host.")

@@ -89,7 +89,7 @@ def export(
     dt: Annotated[
         float | None,
         typer.Option(
-            help="NIR: time step [s] to write it for, with time constants rescaled. ONNX: that of "
+            help="NIR: time step, in seconds, to write for, with time constants rescaled. ONNX: of "
             "a NIR file that states none."
         ),
     ] = None,

@@ -17,7 +17,7 @@ MARKS = {"correct": "✓ correct", "differs": "✗ differs", "fails": "✗ fails
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .nir or .onnx file.")],
     dt: Annotated[
-        float | None, typer.Option(help="Time step [s] of a NIR file that states none.")
+        float | None, typer.Option(help="Time step, in seconds, of a NIR file that states none.")
     ] = None,
     repair: Annotated[
         Path | None,

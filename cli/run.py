@@ -66,7 +66,7 @@ def run(
         typer.Option(min=1, max=MOST_STEPS, help="T; default: what the graph states."),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step [s] of a NIR file that states none.")
+        float | None, typer.Option(help="Time step, in seconds, of a NIR file that states none.")
     ] = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,

@@ -366,6 +366,7 @@ def _time_step(
         return math.nan, MISSING
     else:
         raise UsageError(
-            f"{origin} does not state its time step; pass --dt SECONDS (NIR is continuous-time)"
+            f"{origin} does not state its time step; pass --dt SECONDS, or write it into a copy "
+            "(tser inspect FILE --repair OUT.nir --dt SECONDS)"
         )
     return value, where

@@ -88,23 +88,23 @@ class Compilation:
     wait: float = 0.0
 
 
-def measure_workload(student: nn.Module, images: Tensor, timesteps: int, epochs: int) -> Workload:
+def measure_workload(student: nn.Module, sample: Tensor, timesteps: int, images: int) -> Workload:
     """What training a student amounts to.
 
     Args:
         student: on its device; it is run once, without changing it.
-        images: two normalised ones, ``[2, C, H, W]`` or ``[T, 2, C, H, W]``, on that device.
+        sample: two normalised images, ``[2, C, H, W]`` or ``[T, 2, C, H, W]``, on that device.
         timesteps: T.
-        epochs: images of all epochs.
+        images: that it trains on in all epochs together.
     """
     training = student.training
     student.eval()
     with torch.no_grad(), Recorder(spiking_layers(student)) as recorder:
-        student(images)
+        student(sample)
     student.train(training)
     spikes = recorder.spikes.values()
     own = sum(isinstance(module, LIF) for module in student.modules())
-    return Workload(len(spikes), own, sum(s[:, 0].numel() for s in spikes), timesteps, epochs)
+    return Workload(len(spikes), own, sum(s[:, 0].numel() for s in spikes), timesteps, images)
 
 
 def plan_compilation(

@@ -140,8 +140,9 @@ class Bench:
 
     def verdicts(self) -> Row:
         """Spikes of each of our executors against the PyTorch student."""
-        from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend
+        from tser.deploy.backends import Backend, NirBackend, TorchBackend
         from tser.deploy.equivalence import compare
+        from tser.deploy.onnx_backend import OnnxBackend
         from tser.deploy.openvino_backend import OpenVinoBackend
         from tser.errors import UsageError
 

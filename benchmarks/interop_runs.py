@@ -18,9 +18,10 @@ from importing import TOOLS, ToolBackend
 from torch import nn
 
 from tser.config import NeuronConfig, StudentConfig
-from tser.deploy.backends import NirBackend, OnnxBackend, Trace
+from tser.deploy.backends import NirBackend, Trace
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import open_nir
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.export.graph import Graph
 from tser.export.lower import lower
 from tser.export.nir_file import write_nir

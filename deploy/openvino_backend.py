@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tser.deploy.backends import OnnxModel, Trace
+from tser.deploy.backends import Trace
+from tser.deploy.onnx_backend import OnnxModel
 from tser.errors import InputFileError, UsageError
 
 Array = NDArray[Any]

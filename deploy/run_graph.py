@@ -14,10 +14,11 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from tser.deploy.backends import OnnxBackend, Trace
+from tser.deploy.backends import Trace
 from tser.deploy.graph_file import check_suffix, open_nir
 from tser.deploy.inputs import data_for_graph, image_batches
 from tser.deploy.interpreter import run
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.deploy.spike_file import SpikeFile
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph, Node

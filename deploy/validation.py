@@ -10,10 +10,11 @@ import onnx
 from numpy.typing import NDArray
 
 from tser.checkpoints import load_run_data, load_student
-from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend
+from tser.deploy.backends import Backend, NirBackend, TorchBackend
 from tser.deploy.equivalence import Comparison, Evidence, LayerTally, compare
 from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import image_batches
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tser.deploy.backends import OnnxBackend
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.export.graph import Graph
 from tser.export.onnx_file import OnnxOptions, Weights, compile_onnx
 from tser.export.onnx_forms import Encoding

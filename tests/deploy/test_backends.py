@@ -13,9 +13,10 @@ from torch import nn
 from tests.graphs import DT, TAU, Array, dyadic, full, lif, network, view
 from tests.nodes import cuba, varied
 from tser.config import NeuronConfig, StudentConfig
-from tser.deploy.backends import NirBackend, OnnxBackend, OnnxModel, TorchBackend
+from tser.deploy.backends import NirBackend, TorchBackend
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import open_nir
+from tser.deploy.onnx_backend import OnnxBackend, OnnxModel
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.deploy.weights_effect import float16_effect, random_inputs
 from tser.errors import InputFileError, UsageError

@@ -14,9 +14,10 @@ from torch import nn
 
 from tests.graphs import DT, TAU, Array, dyadic, full, lif, network, view
 from tser.config import NeuronConfig, StudentConfig
-from tser.deploy.backends import Backend, NirBackend, OnnxBackend, TorchBackend, Trace, session
+from tser.deploy.backends import Backend, NirBackend, TorchBackend, Trace
 from tser.deploy.certificate import Audit
 from tser.deploy.equivalence import Comparison, Evidence, compare
+from tser.deploy.onnx_backend import OnnxBackend, session
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower

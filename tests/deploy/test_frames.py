@@ -13,10 +13,11 @@ from tser.config import NeuronConfig, StudentConfig
 from tser.config_file import load_config
 from tser.data import ArraySplit, ImageData
 from tser.data.images import make_image_data
-from tser.deploy.backends import NirBackend, OnnxBackend, TorchBackend, Trace
+from tser.deploy.backends import NirBackend, TorchBackend, Trace
 from tser.deploy.counting import count_operations
 from tser.deploy.equivalence import compare
 from tser.deploy.inputs import data_for_graph, image_batches
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.graphs import Array, conv, dyadic, flatten, full, lif, pool, view
-from tser.deploy.backends import NirBackend, OnnxBackend
+from tser.deploy.backends import NirBackend
 from tser.deploy.equivalence import compare
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph

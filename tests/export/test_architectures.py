@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from tser.config import NeuronConfig, StudentConfig
-from tser.deploy.backends import NirBackend, OnnxBackend, TorchBackend
+from tser.deploy.backends import NirBackend, TorchBackend
 from tser.deploy.equivalence import compare
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.errors import UsageError
 from tser.export.graph import resolve
 from tser.export.lower import lower

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.graphs import Array
-from tser.deploy.backends import OnnxBackend
 from tser.deploy.graph_file import open_nir
 from tser.deploy.interpreter import run
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.errors import UsageError
 from tser.export.export import export_onnx
 from tser.export.onnx_file import OnnxOptions, read_onnx

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tser.config import NeuronConfig, StudentConfig
-from tser.deploy.backends import NirBackend, OnnxBackend, TorchBackend
+from tser.deploy.backends import NirBackend, TorchBackend
 from tser.deploy.equivalence import compare
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.errors import UsageError
 from tser.export.graph import resolve
 from tser.export.lower import lower

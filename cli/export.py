@@ -104,14 +104,18 @@ def export(
         int | None, typer.Option(min=0, max=9, help="NIR: level of gzip; default: 4.")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="NIR: compare spikes of a few test images before writing.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="NIR: compare spikes of a few test images before writing; default: do.",
+        ),
+    ] = None,
     student: StudentFactory = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a run's student as NIR, or a NIR graph as ONNX."""
-    from tser.errors import InputFileError, UsageError
+    from tser.errors import UsageError
     from tser.runs import find_run
 
     of_onnx: dict[str, object] = {
@@ -127,11 +131,12 @@ def export(
         "--compression": compression,
     }
     _check_options(file_format, out, of_onnx if file_format is Format.nir else of_nir)
+    from tser.deploy.graph_file import check_suffix
+
     if source is not None and source.is_file() and source.suffix != ".nir":
         raise UsageError(f"{source} is neither a run folder nor a .nir file; name one of these")
-    if source is not None and source.suffix == ".nir" and not source.is_dir():
-        if not source.exists():
-            raise InputFileError(f"there is no file {source}")
+    if source is not None and source.suffix == ".nir":
+        check_suffix(source, ".nir")
         if file_format is Format.nir:
             raise UsageError(f"{source} is a NIR file already; use --format onnx")
         run, nir_file = None, source
@@ -140,18 +145,25 @@ def export(
         nir_file = run.nir
         if source is None:
             say(f"run: {run.path}")
+    if check is not None and file_format is Format.onnx and nir_file.exists():
+        option = "--check" if check else "--no-check"
+        raise UsageError(
+            f"{option} is of an export to NIR, and {nir_file} is there already; leave it out"
+        )
 
     from tser.deploy.export_check import QuickCheck
     from tser.export.export import export_nir, export_onnx
     from tser.export.nir_file import COMPRESSION
-    from tser.export.onnx_file import OPSET, OnnxOptions
+    from tser.export.onnx_file import OPSET, OnnxOptions, weights_file
     from tser.export.variants import Variant
 
     options = OnnxOptions(
         form.value if form else "sequence", _kinds(outputs), weights.value if weights else "float32"
     )
 
-    quick = QuickCheck() if check else None
+    if options.form == "step" and timesteps is not None:
+        say(f"a step runs one time step at a call: T = {timesteps} is only noted in the file")
+    quick = None if check is False else QuickCheck()
     root = Path(data_root) if data_root else None
     target = out or (nir_file if file_format is Format.nir else nir_file.with_suffix(".onnx"))
     if run is not None and file_format is Format.nir:
@@ -187,6 +199,8 @@ def export(
             else None,
         }
     say(f"wrote {target} ({target.stat().st_size:,} bytes)")
+    if outside := weights_file(target) if file_format is Format.onnx else None:
+        say(f"its weights are in {outside} ({outside.stat().st_size:,} bytes), keep it beside it")
     if as_json:
         show_json(
             {
@@ -250,6 +264,8 @@ def _check_options(file_format: Format, out: Path | None, others: dict[str, obje
     if given:
         other = "onnx" if file_format is Format.nir else "nir"
         raise UsageError(f"{given[0]} is of --format {other}; add it, or leave out {given[0]}")
+    if out is not None and out.is_dir():  # so is what an empty name stands for
+        raise UsageError(f"--out names the folder {out}; name a .{file_format} file in it")
     # Any other name may be that of a file that is no export, such as a run's own weights.
     if out is not None and out.suffix != f".{file_format}":
         raise UsageError(

@@ -30,12 +30,10 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Show what a NIR or ONNX file holds, and which tools will run a NIR file as it is meant."""
+    from tser.deploy.graph_file import check_suffix
     from tser.errors import InputFileError, UsageError
 
-    if file.is_file() and file.suffix not in (".nir", ".onnx"):
-        raise InputFileError(f"{file} is not a .nir or .onnx file")
-    if not file.is_file():
-        raise InputFileError(f"there is no file {file}")
+    check_suffix(file, ".nir", ".onnx")
     if file.suffix == ".onnx":
         if dt is not None or repair is not None:
             raise UsageError("--dt and --repair are for .nir files; leave them out")

@@ -205,7 +205,15 @@ FACTS: dict[str, Fact] = {
 
 def sums(facts: Facts, least: int = 2) -> list[str]:
     """Nodes that add up at least so many inputs of the same step."""
-    return [n.name for n in facts.nodes() if sum(not edge.delayed for edge in n.inputs) >= least]
+    late: set[str] = set()  # what comes from the step before, through whatever lies between
+    for node in facts.nodes():
+        if node.inputs and all(edge.delayed or edge.source in late for edge in node.inputs):
+            late.add(node.name)
+    return [
+        node.name
+        for node in facts.nodes()
+        if sum(not edge.delayed and edge.source not in late for edge in node.inputs) >= least
+    ]
 
 
 def of_classes(facts: Facts, wanted: Callable[[str], bool]) -> list[str]:

@@ -32,9 +32,14 @@ def check_suffix(path: Path, *suffixes: str) -> None:
     """Refuse a file whose name says it is something else.
 
     Raises:
-        InputFileError: another suffix than ``suffixes``, or no such file.
+        InputFileError: another suffix than ``suffixes``, no such file, or a folder.
     """
-    if not path.is_file():
+    wanted = " or ".join(suffixes)
+    if path.is_dir():
+        raise InputFileError(f"{path} is a folder; name a {wanted} file in it")
+    if not path.exists():
         raise InputFileError(f"there is no file {path}")
+    if not path.is_file():
+        raise InputFileError(f"{path} is no plain file; name a {wanted} file")
     if path.suffix not in suffixes:
-        raise InputFileError(f"{path} is not a {' or '.join(suffixes)} file")
+        raise InputFileError(f"{path} is not a {wanted} file")

@@ -299,12 +299,21 @@ def file_inputs(path: Path, shape: Shape, samples: int | None = None) -> Inputs:
         InputFileError: no such file, not an array of numbers, another shape, or values that are
             not finite.
     """
+    if path.suffix == ".npz" and path.is_file():
+        raise InputFileError(f"{path} is an .npz archive; save its one array with numpy.save")
     check_suffix(path, ".npy")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises many types
         reason = " ".join(str(error).split())[:160]
+        if "Python objects" in reason or "pickled" in reason:
+            raise InputFileError(
+                f"{path} holds Python objects, which are not loaded; save one array of numbers"
+            ) from error
         raise InputFileError(f"{path} is not a .npy file: {reason}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputFileError(f"{path} is an .npz archive; save its one array with numpy.save")
     if array.dtype.kind not in "fiub":
         raise InputFileError(f"{path} holds {array.dtype}, not numbers; save it as float32")
     frames = array.ndim == len(shape) + 2
@@ -355,7 +364,9 @@ def _write(out: Path, logits: Array, found: dict[str, Array]) -> None:
 def _check_options(
     path: Path, source: Path | None, data: str | None, out: Path | None, trace: Path | None
 ) -> None:
-    if (source is None) == (data is None):
+    if source is not None and data is not None:
+        raise UsageError("--input and --data both name inputs; leave out one of them")
+    if source is None and data is None:
         raise UsageError(f"{path} needs inputs: give one of --input FILE.npy and --data NAME")
     for option, target, suffixes in (
         ("--out", out, (".npz", ".npy")),
@@ -363,10 +374,10 @@ def _check_options(
     ):
         if target is None:
             continue
+        if target.is_dir():  # so is what an empty name stands for
+            raise UsageError(f"{option} names the folder {target}; name a file in it")
         if target.suffix not in suffixes:
             raise UsageError(f"{option} {target} is not named {' or '.join(suffixes)}")
-        if target.is_dir():
-            raise UsageError(f"{option} {target} is a folder; name a file in it")
         if source is not None and target.resolve() == source.resolve():
             raise UsageError(f"{option} {target} would overwrite the input; choose another name")
     if out is not None and trace is not None and out.resolve() == trace.resolve():

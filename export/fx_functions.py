@@ -133,8 +133,17 @@ def is_in_place(name: str) -> bool:
 
 def why_no_function(name: str) -> str:
     """Why a function is refused, and what to do."""
-    if name in ("relu", "relu_", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax",
-                "leaky_relu", "elu"):  # fmt: skip
+    if name in ("softmax", "log_softmax"):
+        return (
+            f"the output of {name} is not a spike; return the logits without it, and use LIF "
+            "neurons inside the network"
+        )
+    if name in ("mean", "sum", "cumsum"):
+        return (
+            f"there is no rule for this {name}; return the logits of every step as [T, B, K], "
+            "which are averaged outside, and average maps with .mean((2, 3)) or AdaptiveAvgPool2d"
+        )
+    if name in ("relu", "relu_", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu"):
         return f"the output of {name} is not a spike; use LIF neurons"
     if name in ("scaled_dot_product_attention", "matmul", "bmm", "einsum", "baddbmm", "mm"):
         return f"{name} multiplies values of the network with each other; NIR has fixed weights"
@@ -142,8 +151,13 @@ def why_no_function(name: str) -> str:
         return f"{name} changes a tensor in place; make a new one"
     if name in ("cat", "concat", "concatenate"):
         return f"NIR cannot join tensors ({name}); add currents instead"
-    if name in ("mul", "truediv", "div", "sub", "rsub", "neg"):
-        return f"NIR sums currents and nothing else ({name}); put the factor into the weights"
+    if name.startswith(("ones", "full", "rand", "empty", "new_", "bernoulli", "arange")):
+        return (
+            f"{name} makes a tensor that is not computed from the input; put a constant current "
+            "into the bias of a layer"
+        )
+    if name in ("sub", "rsub", "subtract"):
+        return f"NIR sums currents and does not subtract ({name}); write a + (-1) * b"
     return (
         f"there is no rule for {name}; use layers, sums, flatten, avg_pool2d, max_pool2d and "
         "dropout"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import nir
@@ -18,6 +19,7 @@ from norse.torch.module.snn import SNN, SNNRecurrent
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from tser.export.fx_factors import SCALING, scale, scale_path, scaled
 from tser.export.fx_functions import (
     INERT,
     PARTS_OF_A_LAYER,
@@ -27,13 +29,12 @@ from tser.export.fx_functions import (
     check_in_place,
     drops_at_random,
     is_global_mean,
-    is_in_place,
     name_of,
     path_of,
     real_users,
     why_no_function,
 )
-from tser.export.fx_trace import BATCH, Recording, is_neuron, record
+from tser.export.fx_trace import BATCH, Recording, drop_unused, is_neuron, record
 from tser.export.fx_values import (
     Constant,
     Form,
@@ -62,7 +63,9 @@ from tser.export.layer_rules import (
 from tser.neurons import LIF
 from tser.user_models import UserStudent
 
-_RECURRENCE = "for recurrence, use norse.torch.LIFRecurrentCell"
+_RECURRENCE = (
+    "for recurrence, use norse.torch.LIFRecurrentCell, for a running sum or mean norse.torch.LICell"
+)
 
 
 def lower_traced(student: UserStudent, start: Place, builder: Builder) -> Place:
@@ -81,22 +84,8 @@ def lower_traced(student: UserStudent, start: Place, builder: Builder) -> Place:
     """
     builder.root = "model."
     recording = record(student)
-    _drop_unused(recording)
+    drop_unused(recording)
     return _Lowering(recording, student.form, start, builder).run()
-
-
-def _drop_unused(recording: Recording) -> None:
-    """Forget what is not on the way to the output, but nothing that changes a tensor in place."""
-    for node in reversed(list(recording.graph.nodes)):
-        if node.users or node.op in ("placeholder", "output"):
-            continue
-        in_place = node.kwargs.get("inplace") is True
-        if node.op == "call_module":
-            in_place = bool(getattr(recording.root.get_submodule(str(node.target)), "inplace", 0))
-        elif node.op != "get_attr":
-            in_place = in_place or is_in_place(name_of(node))
-        if not in_place:
-            recording.graph.erase_node(node)
 
 
 class _Lowering:
@@ -155,7 +144,10 @@ class _Lowering:
         site = f"layer {path!r} ({type(layer).__name__})"
         value = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(value, Value):
-            raise ExportError(f"{site} is given {in_words(value)}, not what a layer put out")
+            raise ExportError(
+                f"{node.meta['site']} is given {in_words(value)}, not what a layer put out; put a "
+                "constant current into the bias of a layer"
+            )
         if is_neuron(layer):
             name = "timesteps" if isinstance(layer, LIF) else "state"
             state = args[1] if len(args) > 1 else kwargs.get(name)
@@ -314,6 +306,11 @@ class _Lowering:
             if found is None:
                 return first
             return self._layer(node, found.layer, found.path, f"{site} {name}", first, found.key)
+        if name in SCALING:
+            value, factor = scaled(node, args, kwargs, site)
+            key, builder = ("scale", factor.tobytes(), value.place.sources), self._builder
+            build = partial(scale, place=value.place, factor=factor, builder=builder)
+            return replace(value, place=self._once(key, scale_path(node), site, value, build))
         if is_global_mean(node, name, args, kwargs):
             return self._global_mean(node, args, kwargs, site)
         if name in REARRANGING and args:
@@ -324,9 +321,12 @@ class _Lowering:
     def _sum(self, node: fx.Node, args: Any, kwargs: Any, site: str) -> Value:
         name = name_of(node)
         values = [value for value in args if isinstance(value, Value)]
+        if len(values) == 1 and any(isinstance(v, int | float) and v == 0 for v in args):
+            return values[0]  # where a sum over several values starts
         if len(values) != 2 or len(args) != 2 or kwargs.get("alpha", 1) != 1:
             raise ExportError(
-                f"{site} cannot be exported: it adds something else than what two layers put out"
+                f"{site} cannot be exported: it adds something else than what two layers put out; "
+                "put a constant into the bias of a layer"
             )
         if name != "add":
             check_in_place(node, self._root, site)

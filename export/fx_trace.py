@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.fx.node import map_arg
 
 from tser.errors import TserError
+from tser.export.fx_functions import is_in_place, name_of
 from tser.export.layer_rules import ExportError, why_not
 from tser.export.norse_cells import is_cell
 from tser.neurons import LIF
@@ -89,14 +90,38 @@ def record(student: UserStudent) -> Recording:
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise ExportError(
                 f"{tracer.site(error)} cannot be followed ({type(error).__name__}: {text}); "
-                "write it with plain calls of layers and sums"
+                f"{_remedy(student.model)}"
             ) from error
         for node in graph.nodes:
             tracer.example(node)
     return Recording(graph, root, steps)
 
 
+def drop_unused(recording: Recording) -> None:
+    """Forget what is not on the way to the output, but nothing that changes a tensor in place."""
+    for node in reversed(list(recording.graph.nodes)):
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        in_place = node.kwargs.get("inplace") is True
+        if node.op == "call_module":
+            in_place = bool(getattr(recording.root.get_submodule(str(node.target)), "inplace", 0))
+        elif node.op != "get_attr":
+            in_place = in_place or is_in_place(name_of(node))
+        if not in_place:
+            recording.graph.erase_node(node)
+
+
 _MODULE = frozenset(nn.Module().__dict__)
+
+
+def _remedy(model: nn.Module) -> str:
+    """What to do about code that cannot be followed; often a tensor of another call is in it."""
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not issubclass(type(value), fx.Proxy):
+                name = f"{path}.{key}".lstrip(".")
+                return f"{name!r} holds a tensor of an earlier call, set it to None in forward"
+    return "write it with plain calls of layers and sums"
 
 
 @contextmanager
@@ -158,9 +183,39 @@ class _Traced(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self._example))])  # type: ignore[index]
 
+    def _refuse(self, name: str) -> ExportError:
+        return reads_values(self.tracer.site(), name)  # type: ignore[attr-defined]
+
+    def __float__(self) -> float:
+        raise self._refuse("float")
+
+    def __int__(self) -> int:
+        raise self._refuse("int")
+
+    def __index__(self) -> int:
+        raise self._refuse("as an index")
+
+    def __complex__(self) -> complex:
+        raise self._refuse("complex")
+
+    @property
+    def __array_struct__(self) -> Any:
+        raise self._refuse("as an array of NumPy")
+
+    def __contains__(self, _: Any) -> bool:
+        raise self._refuse("in")
+
     def __iadd__(self, other: Any) -> Any:
         # torch.fx would take it for a sum, and lose that it changes what others may hold.
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+def reads_values(site: str, name: str) -> ExportError:
+    """The refusal of code that asks for numbers."""
+    return ExportError(
+        f"{site} reads the values of a tensor ({name}), which NIR cannot express; do the same for "
+        "all inputs"
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -221,6 +276,11 @@ class _Tracer(fx.Tracer):
         return iter(obj)
 
     def to_bool(self, obj: Any) -> bool:
+        if _is_storing(sys._getframe(1)):
+            raise ExportError(
+                f"{self.site()} keeps a value of the network in a buffer or parameter, which NIR "
+                "cannot express; for a running mean use batch norm or norse.torch.LICell"
+            )
         raise ExportError(
             f"{self.site()} decides by the values of a tensor, which NIR cannot express; "
             "do the same for all inputs"
@@ -247,10 +307,7 @@ class _Tracer(fx.Tracer):
                 return value.detach().to("meta") if isinstance(value, Tensor) else value
             case "call_method":
                 if name in _VALUES:
-                    raise ExportError(
-                        f"{node.meta['site']} reads the values of a tensor ({name}), which NIR "
-                        "cannot express; do the same for all inputs"
-                    )
+                    raise reads_values(node.meta["site"], name)
                 return getattr(args[0], name)(*args[1:], **kwargs)
             case "call_module":
                 return _run_layer(self.root.get_submodule(name), args, kwargs)
@@ -311,6 +368,15 @@ def _users_frame(error: BaseException | None) -> tuple[str, int] | None:
             break  # from here on it is the caller of `record`
         frame = frame.f_back
     return None
+
+
+def _is_storing(frame: FrameType | None) -> bool:
+    """Whether torch is setting an attribute of a module."""
+    for _ in range(6):
+        if frame is None or frame.f_code.co_name == "__setattr__":
+            return frame is not None
+        frame = frame.f_back
+    return False
 
 
 def _is_users(frame: FrameType) -> bool:

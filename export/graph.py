@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.errors import InputFileError, UsageError
+from tser.export.cycles import delayed_edges, depth_first, stateless_cycle, targets_of
 from tser.export.graph_checks import brief, check_delays, check_metadata, check_numbers
 from tser.export.shapes import MOST_VALUES, SHAPE_RULES, Repairable, Shape
 
@@ -51,7 +52,7 @@ class Edge:
 
     Attributes:
         source: name of the node it comes from.
-        delayed: it closes a cycle and so carries the previous step's output (0 at t = 0).
+        delayed: it leads into a cycle and so carries the previous step's output (0 at t = 0).
     """
 
     source: str
@@ -168,8 +169,9 @@ def resolve(
                 f"{origin} has {count} {kind.__name__} nodes; graphs with exactly one are supported"
             )
     check_numbers(ops, origin)
-    incoming = _order(ops, edges, origin)
-    nodes = _with_shapes(ops, incoming, origin)
+    incoming, forward = _order(ops, edges, origin)
+    shaped = _with_shapes(ops, {name: incoming[name] for name in forward}, origin)
+    nodes = {name: shaped[name] for name in incoming}
     metadata = {key: _plain(value) for key, value in graph.metadata.items()}
     check_metadata(metadata, origin)
     step, dt_origin = _time_step(nodes, metadata, dt, origin, timeless)
@@ -245,48 +247,30 @@ def _pass_through(port: Any) -> nir.Flatten:
 
 def _order(
     ops: dict[str, Any], edges: list[tuple[str, str]], origin: str
-) -> dict[str, tuple[Edge, ...]]:
-    """Execution order, with the edges that close a cycle marked as delayed.
+) -> tuple[dict[str, tuple[Edge, ...]], list[str]]:
+    """The inputs of every node in the order of execution, and an order to find shapes in.
 
-    Depth-first from the inputs: an edge back to a node whose visit has not ended closes a cycle.
+    The second follows all edges from the input, delayed ones too: some nodes have no others.
     """
-    targets: dict[str, list[str]] = {name: [] for name in ops}
+    starts = sorted(ops, key=lambda name: (not isinstance(ops[name], nir.Input), name))
+    stateful = {name for name, op in ops.items() if isinstance(op, STATEFUL)}
+    if cycle := stateless_cycle(edges, starts, stateful):
+        raise InputFileError(
+            f"{origin}: the cycle {' -> '.join([*cycle, cycle[0]])} has no neuron and no delay, "
+            "so it has no order of execution"
+        )
+    forward, closing = depth_first(targets_of(ops, edges), starts)
+    spiking = {name for name in stateful if isinstance(ops[name], SPIKING)}
+    late = delayed_edges(edges, closing, spiking, stateful)
+    present = [edge for edge in edges if edge not in late]
+    # What begins with the step before stands right before those who read it, not before the input.
+    fed = {target for _, target in present}
+    roots = [name for name in starts if name not in fed and not isinstance(ops[name], nir.Input)]
+    order, _ = depth_first(targets_of(ops, present), [*roots, *starts])
+    incoming: dict[str, list[Edge]] = {name: [] for name in order}
     for source, target in edges:
-        targets[source].append(target)
-    starts = sorted(ops, key=lambda name: not isinstance(ops[name], nir.Input))
-    closing: set[tuple[str, str]] = set()
-    finished: list[str] = []
-    open_: dict[str, None] = {}
-    visited: set[str] = set()
-    for start in starts:
-        stack = [(start, iter(targets[start]))] if start not in visited else []
-        visited.add(start)
-        open_[start] = None
-        while stack:
-            name, rest = stack[-1]
-            for target in rest:
-                if target in open_:
-                    cycle = [*list(open_)[list(open_).index(target) :]]
-                    if not any(isinstance(ops[member], STATEFUL) for member in cycle):
-                        raise InputFileError(
-                            f"{origin}: the cycle {' -> '.join([*cycle, target])} has no neuron "
-                            "and no delay, so it has no order of execution"
-                        )
-                    closing.add((name, target))
-                elif target not in visited:
-                    visited.add(target)
-                    open_[target] = None
-                    stack.append((target, iter(targets[target])))
-                    break
-            else:
-                stack.pop()
-                del open_[name]
-                finished.append(name)
-        open_.pop(start, None)
-    incoming: dict[str, list[Edge]] = {name: [] for name in reversed(finished)}
-    for source, target in edges:
-        incoming[target].append(Edge(source, (source, target) in closing))
-    return {name: tuple(sources) for name, sources in incoming.items()}
+        incoming[target].append(Edge(source, (source, target) in late))
+    return {name: tuple(sources) for name, sources in incoming.items()}, forward
 
 
 _MALFORMED = (ValueError, TypeError, IndexError, AttributeError, OverflowError)

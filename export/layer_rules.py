@@ -102,7 +102,9 @@ def why_not(layer: nn.Module) -> str:
         )
     if "MaxPool" in kind:
         return "NIR has no such max-pool; use MaxPool2d on spikes, or average pooling"
-    if kind in ("ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Softmax"):
+    if kind in ("Softmax", "LogSoftmax"):
+        return "its output is not a spike; return the logits without it"
+    if kind in ("ReLU", "Sigmoid", "Tanh", "GELU", "SiLU"):
         return "its output is not a spike; use LIF neurons"
     return (
         "NIR has no such node; use conv, linear, batch norm, average pool, flatten and LIF layers"
@@ -232,8 +234,8 @@ def _lif(layer: LIF, path: str, place: Place, builder: Builder) -> Place:
 def _norse_cell(layer: Any, path: str, place: Place, builder: Builder) -> Place:
     """A cell's node, and its own synapses where it has them.
 
-    Recurrent weights are a cycle from the neurons back to themselves; their edge closes it, so
-    that it carries the spikes of the step before, as in Norse.
+    Recurrent weights are a cycle from the neurons back to themselves, and see the spikes of the
+    step before, as in Norse.
     """
     weights = synapses(layer)
     if "input" in weights:

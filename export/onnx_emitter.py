@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tser.export.graph import Graph, Node
 from tser.export.lower import ExportError
+from tser.export.onnx_external import INLINE
 
 Array = NDArray[Any]
 
@@ -29,6 +30,8 @@ class Emitter:
     Attributes:
         nodes: the operators.
         once: those that are the same at every step; the same list unless ``apart``.
+        contents: of large initialisers, which get them last: a message is copied into each one
+            around it, and over 2 GB it cannot be.
         steady: tensors that are the same at every step; constants are among them.
         ones: constants that are 1 for every neuron, so that a product with them costs nothing.
     """
@@ -38,6 +41,7 @@ class Emitter:
         self.nodes: list[onnx.NodeProto] = []
         self.once: list[onnx.NodeProto] = [] if apart else self.nodes
         self.initialisers: dict[str, onnx.TensorProto] = {}
+        self.contents: dict[str, Array] = {}
         self.steady: set[str] = set()
         self.ones: set[str] = set()
         self._used: set[str] = set()
@@ -89,7 +93,13 @@ class Emitter:
     def constant(self, name: str, value: Array) -> str:
         """The initialiser ``name``, added on its first use; returns its name."""
         if name not in self.initialisers:
-            self.initialisers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+            array = np.asarray(value, order="C")
+            if array.nbytes <= INLINE:
+                self.initialisers[name] = numpy_helper.from_array(array, name)
+            else:
+                kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+                empty = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
+                self.initialisers[name], self.contents[name] = empty, array
             self.steady.add(name)
         return name
 

@@ -7,18 +7,27 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from tser import __version__
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph
-from tser.export.lower import ExportError
+from tser.export.onnx_external import (
+    data_file,
+    embed,
+    external,
+    fill,
+    too_large,
+    write_external,
+)
 from tser.export.onnx_forms import FORMS, Encoding, Form, Job
 from tser.export.onnx_steps import Extra
 from tser.files import atomic_path
@@ -26,8 +35,6 @@ from tser.files import atomic_path
 OPSET = 18
 """Split with num_outputs needs 18; ONNX Runtime has it since 1.14."""
 IR_VERSION = 8
-MOST_BYTES = 2**31 - 2**20
-"""Of one protobuf message, less room for the metadata."""
 _END = "complete"
 """The last metadata of a file of ours: one that is cut off before it can still be valid ONNX."""
 
@@ -76,8 +83,7 @@ def compile_onnx(
         ``<name>.t``; where nothing depends on time it is one tensor ``<name>``.
 
     Raises:
-        ExportError: a node without ONNX form, a T that is not known, weights beyond float16,
-            or a model over 2 GB.
+        ExportError: a node without ONNX form, a T that is not known, or weights beyond float16.
         UsageError: T < 1, or "direct" for a graph that takes a frame for each step.
     """
     frames = graph.metadata.get("encoding") == "frames"
@@ -93,12 +99,6 @@ def compile_onnx(
         raise UsageError(f"the number of time steps must be at least 1, got {steps}")
     half = options.weights == "float16"
     compiled = FORMS[options.form](Job(graph, steps, encoding, options.outputs, half))
-    size = compiled.graph.ByteSize()
-    if size > MOST_BYTES:
-        raise ExportError(
-            f"the model takes {size / 1e9:.1f} GB and one ONNX file holds 2 GB"
-            + ("" if half else "; --weights float16 halves it")
-        )
     model = helper.make_model(
         compiled.graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -133,7 +133,9 @@ def compile_onnx(
         )
     metadata[_END] = "true"
     helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
-    onnx.checker.check_model(model, full_check=True)
+    fill(model, compiled.contents)
+    if not too_large(model):  # it is checked where it is written
+        onnx.checker.check_model(model, full_check=True)
     return model
 
 
@@ -149,24 +151,62 @@ def options_of(model: onnx.ModelProto) -> OnnxOptions:
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``model`` to ``path``, whole or not at all."""
+    """Write ``model`` to ``path``, whole or not at all.
+
+    Over 2 GB its weights go to ``<name>.onnx.data`` beside it.
+
+    Raises:
+        UsageError: the folder cannot be written, or ``path`` is a folder.
+    """
+    if too_large(model):
+        write_external(model, path)
+        return
+    outdated = weights_file(path)
     with atomic_path(path) as temporary:
         onnx.save_model(model, temporary)
+    if outdated is not None:
+        outdated.unlink(missing_ok=True)
+
+
+def weights_file(path: Path) -> Path | None:
+    """The file ``<name>.onnx.data``, if the model at ``path`` has its weights there."""
+    data = data_file(path)
+    if not data.is_file():
+        return None
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except Exception:  # noqa: BLE001 - protobuf raises many types; such a file names nothing
+        return None
+    entries = (entry for tensor in external(model) for entry in tensor.external_data)
+    named = any((entry.key, entry.value) == ("location", data.name) for entry in entries)
+    return data if named else None
+
+
+@contextmanager
+def session_source(model: onnx.ModelProto) -> Iterator[bytes | str]:
+    """What a runtime can load ``model`` from, until the block ends.
+
+    The model's bytes; over 2 GB, which bytes cannot be, the path of a file in a temporary folder.
+    """
+    if not too_large(model):
+        yield model.SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="tser-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        write_external(model, path)
+        yield str(path)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ``.onnx`` file; external data are refused.
+    """Read an ``.onnx`` file, and the weights that it keeps in a file beside it.
 
     Raises:
-        InputFileError: missing, damaged, not ONNX, or with data outside the file.
+        InputFileError: missing, damaged, not ONNX, or with data that are not beside it.
     """
     try:
         model = onnx.load_model(path, load_external_data=False)
-        if any(t.data_location == TensorProto.EXTERNAL for t in _tensors(model)):
-            raise InputFileError(
-                f"{path} keeps its weights in another file, which is not supported"
-            )
-        onnx.checker.check_model(model)
+        embed(model, path)
+        onnx.checker.check_model(str(path) if too_large(model) else model)
         stated = model_metadata(model)
         if model.producer_name == "tser" and "form" in stated and _END not in stated:
             raise InputFileError(f"{path} is cut off; export it again")
@@ -178,17 +218,6 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         reason = " ".join(str(error).split())[:160]
         raise InputFileError(f"{path} is not a valid ONNX model: {reason}") from error
     return model
-
-
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a protobuf message: initialisers, attributes, subgraphs."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in value if isinstance(value, Sequence) else [value]:
-                yield from _tensors(part)
 
 
 def model_metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tser.export.graph import NEURONS, SPIKING, Graph, Node
@@ -66,10 +67,12 @@ class Compiled:
 
     Attributes:
         graph: of ONNX.
+        contents: of its large initialisers, which are empty yet.
         states: what a caller of the step form carries from call to call.
     """
 
     graph: onnx.GraphProto
+    contents: dict[str, NDArray[Any]]
     states: list[Carried] = field(default_factory=list)
 
 
@@ -94,11 +97,12 @@ def sequence_form(job: Job) -> Compiled:
     if job.encoding == "sequence":
         frames = _frames(emitter, shape, names[graph.input.name])
     moments: list[Moment] = []
+    silence = _silence(emitter, 1 if frames else 0)
     for t in range(steps):
         now = {name: each[t] for name, each in names.items()}
         given = frames[t] if frames else None
         before = moments[-1] if moments else None
-        last = before.values if before else {}
+        last = before.values if before else silence
         moments.append(emit_step(emitter, base, now, given, before.states if before else {}, last))
     end = graph.output
     _stack(emitter, [m.values[end.name] for m in moments], end.output_shape, "logits")
@@ -107,9 +111,13 @@ def sequence_form(job: Job) -> Compiled:
         _stack(emitter, [m.recorded(node, extra) for m in moments], node.output_shape, name)
         outputs.append(_value(name, [steps, "B", *node.output_shape]))
     leading = [steps, "B"] if job.encoding == "sequence" else ["B"]
-    nodes, initialisers = emitter.live(*(value.name for value in outputs))
+    # All spikes, also those that reach the output too late to matter: they are compared. A runtime
+    # drops what no output needs.
+    fired = [moment.values[node.name] for moment in moments for node in graph.spiking]
+    nodes, initialisers = emitter.live(*(value.name for value in outputs), *fired)
     given_ = [_value("input", [*leading, *shape])]
-    return Compiled(helper.make_graph(nodes, "tser", given_, outputs, initialisers))
+    made = helper.make_graph(nodes, "tser", given_, outputs, initialisers)
+    return Compiled(made, emitter.contents)
 
 
 def step_form(job: Job) -> Compiled:
@@ -125,9 +133,10 @@ def step_form(job: Job) -> Compiled:
     inputs += [_value(carry.name, ["B", *carry.shape]) for carry in body.states]
     outputs = [_value(name, ["B", *shape]) for name, shape in body.outputs]
     following = [_value(f"{carry.name}.next", ["B", *carry.shape]) for carry in body.states]
-    nodes, initialisers = emitter.live(*(value.name for value in (*outputs, *following)))
+    ends = (value.name for value in (*outputs, *following))
+    nodes, initialisers = emitter.live(*ends, *body.fired)
     made = helper.make_graph(nodes, "tser", inputs, [*outputs, *following], initialisers)
-    return Compiled(made, body.states)
+    return Compiled(made, emitter.contents, body.states)
 
 
 def scan_form(job: Job) -> Compiled:
@@ -147,7 +156,7 @@ def scan_form(job: Job) -> Compiled:
     body_inputs.append(_value(tick, []) if direct else _value(body.given, ["B", *shape]))
     body_outputs = [_value(f"{carry.name}.next", ["B", *carry.shape]) for carry in body.states]
     body_outputs += [_value(f"{name}.each", ["B", *size]) for name, size in body.outputs]
-    _, nodes = needed_for(emitter.nodes, [value.name for value in body_outputs])
+    _, nodes = needed_for(emitter.nodes, [*(value.name for value in body_outputs), *body.fired])
     # Weights stand in the body: ONNX Runtime takes its fast convolutions only where the weights
     # are of the same graph, and those round in another order than its slow ones.
     read = {name for node in nodes for name in node.input}
@@ -178,7 +187,8 @@ def scan_form(job: Job) -> Compiled:
     if direct:
         inputs.append(_value("timesteps", [1], TensorProto.INT64))
     outputs = [_value(name, ["T", "B", *size]) for name, size in body.outputs]
-    return Compiled(helper.make_graph(around, "tser", inputs, outputs, initialisers))
+    whole = helper.make_graph(around, "tser", inputs, outputs, initialisers)
+    return Compiled(whole, emitter.contents)
 
 
 class _Body:
@@ -188,6 +198,7 @@ class _Body:
         given: name of the step's input; "" where the input is the same at every step.
         states: those that an output depends on.
         outputs: name and shape of each, without batch and time.
+        fired: the spikes of all layers, compared whether an output depends on them or not.
     """
 
     def __init__(
@@ -219,7 +230,9 @@ class _Body:
         for name, node, extra in job.recorded():
             emitter.port(moment.recorded(node, extra), f"{name}{suffix}")
         after = {c.name: moment.state(c) or _zeros_like(emitter, c.name) for c in carries}
-        self.states = _needed(emitter, carries, after, [f"{n}{suffix}" for n, _ in self.outputs])
+        self.fired = [moment.values[node.name] for node in graph.spiking]
+        wanted = [*(f"{n}{suffix}" for n, _ in self.outputs), *self.fired]
+        self.states = _needed(emitter, carries, after, wanted)
         for carry in self.states:
             emitter.port(after[carry.name], f"{carry.name}.next")
 
@@ -286,6 +299,21 @@ def _stack(emitter: Emitter, values: list[str], shape: Shape, name: str) -> None
     sizes = np.array([len(values), -1, *shape], np.int64)
     target = emitter.constant(f"{name}.shape", sizes)
     emitter.nodes.append(helper.make_node("Reshape", [joined, target], [name], name=name))
+
+
+def _silence(emitter: Emitter, axis: int) -> dict[str, str]:
+    """Zeros ``[B, ...]`` for what came before the first step, where a node has no other input."""
+    late = {
+        edge.source
+        for node in emitter.graph.nodes.values()
+        if all(edge.delayed for edge in node.inputs)
+        for edge in node.inputs
+    }
+    if not late:
+        return {}
+    batch = emitter.emit("Shape", ["input"], "batch", start=axis, end=axis + 1)
+    carries = [one for one in carried(emitter.graph) if one.key == "last" and one.node in late]
+    return {carry.node: _start_of(emitter, carry, batch) for carry in carries}
 
 
 def _start_of(emitter: Emitter, carry: Carried, batch: str) -> str:

@@ -80,7 +80,8 @@ def emit_step(
         names: what to call the output of each node.
         given: the input of the step, where it has one.
         states: of neurons, before the step.
-        last: outputs of the step before, where there was one.
+        last: outputs of the step before, where there was one; of nodes that alone feed another,
+            always.
     """
     moment = Moment(dict(base))
     for node in emitter.graph.nodes.values():

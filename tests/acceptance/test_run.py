@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _save(path: Path, value: Any) -> None:
 
 USAGE = {
     "no inputs": (["m.nir"], "give one of --input FILE.npy and --data NAME"),
-    "both inputs": (["m.nir", "--input", "x.npy", "--data", "digits"], "give one of --input"),
+    "both inputs": (["m.nir", "--input", "x.npy", "--data", "digits"], "leave out one of them"),
     "another suffix": (["m.nir", "--input", "x.npy", "--out", "l.txt"], "not named .npz or .npy"),
     "a trace in npy": (["m.nir", "--input", "x.npy", "--trace", "s.npy"], "is not named .npz"),
     "one file twice": (
@@ -169,7 +170,11 @@ USAGE = {
         ["m.nir", "--input", "x.npy", "--out", "x.npy"],
         "would overwrite the input",
     ),
-    "a folder": (["m.nir", "--input", "x.npy", "--out", "dir.npz"], "is a folder"),
+    "a folder": (
+        ["m.nir", "--input", "x.npy", "--out", "dir.npz"],
+        "--out names the folder dir.npz; name a file in it",
+    ),
+    "an empty name": (["m.nir", "--input", "x.npy", "--out", ""], "--out names the folder"),
     "two times": (
         ["m.nir", "--input", "frames.npy", "--timesteps", "9"],
         "has 3 time steps; leave out --timesteps",
@@ -187,7 +192,12 @@ FILES = {
     "another kind": (["x.npy", "--input", "x.npy"], "is not a .nir or .onnx file"),
     "no input": (["m.nir", "--input", "none.npy"], "there is no file none.npy"),
     "no npy": (["m.nir", "--input", "broken.npy"], "broken.npy is not a .npy file"),
-    "objects": (["m.nir", "--input", "objects.npy"], "objects.npy"),
+    "objects": (["m.nir", "--input", "objects.npy"], "objects.npy holds Python objects"),
+    "a pickle": (["m.nir", "--input", "pickle.npy"], "pickle.npy holds Python objects"),
+    "an archive": (["m.nir", "--input", "many.npz"], "many.npz is an .npz archive; save its one"),
+    "a renamed archive": (["m.nir", "--input", "many.npy"], "many.npy is an .npz archive"),
+    "a folder for the graph": (["dir.npz", "--input", "x.npy"], "dir.npz is a folder; name a .nir"),
+    "a folder as input": (["m.nir", "--input", "dir.npz"], "dir.npz is a folder; name a .npy file"),
     "words": (["m.nir", "--input", "words.npy"], "not numbers; save it as float32"),
     "another shape": (
         ["m.nir", "--input", "wide.npy"],
@@ -211,6 +221,9 @@ def _bad_files(here: Cli, folder: Path) -> None:
     (folder / "dir.npz").mkdir()
     (folder / "broken.npy").write_bytes(b"\x93NUMPY nothing")
     _save(folder / "objects.npy", np.array([{}, None], object))
+    (folder / "pickle.npy").write_bytes(pickle.dumps({}))
+    np.savez(folder / "many.npz", x=np.zeros((3, 2)))
+    (folder / "many.npy").write_bytes((folder / "many.npz").read_bytes())
     _save(folder / "words.npy", np.array([["a", "b"]]))
     _save(folder / "wide.npy", np.zeros((230, 3)))
     _save(folder / "empty.npy", np.zeros((0, 2)))
@@ -267,3 +280,42 @@ def test_unknown_outputs_are_refused(here: Cli, folder: Path) -> None:
     done = here("export", "m.nir", "--form", "scan", cwd=folder)
     assert done.returncode == 2
     assert "--form is of --format onnx" in done.stderr
+
+
+def test_options_of_export_that_do_nothing_are_told(here: Cli, folder: Path) -> None:
+    (folder / "dir.nir").mkdir()
+    to_onnx = ["--format", "onnx"]
+    for code, args, message in (
+        (2, ["m.nir", *to_onnx, "--no-check"], "--no-check is of an export to NIR, and m.nir is"),
+        (2, ["m.nir", *to_onnx, "--out", ""], "--out names the folder .; name a .onnx file in it"),
+        (4, ["dir.nir", *to_onnx], "dir.nir is a folder; name a .nir file in it"),
+        (4, ["none.nir", *to_onnx], "there is no file none.nir"),
+        (0, ["m.nir", *to_onnx, "--form", "step", "--timesteps", "7"], "T = 7 is only noted"),
+    ):
+        done = here("export", *args, cwd=folder)
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr
+    done = here("inspect", "dir.nir", cwd=folder)
+    assert (done.returncode, "is a folder; name a" in done.stderr) == (4, True)
+
+
+def test_weights_beside_a_model_are_run_and_told(
+    here: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {"fc": nir.Linear(dyadic(np.random.default_rng(0), (300, 2), most=2)), "lif": lif(300)}
+    raw = network((2,), wide, timesteps=STEPS)
+    write_nir(raw, folder / "w.nir")
+    monkeypatch.setattr("tser.export.onnx_external.MOST_BYTES", 3000)
+    for number in ("first", "again"):
+        done = here("export", "w.nir", "--format", "onnx", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "its weights are in w.onnx.data" in done.stderr, number
+    done = here("run", "w.onnx", "--input", "x.npy", "--out", "l.npy", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    expected, _ = run(resolve(raw), np.load(folder / "x.npy"), STEPS)
+    np.testing.assert_array_equal(np.load(folder / "l.npy"), expected)
+    assert here("inspect", "w.onnx", cwd=folder).returncode == 0
+    (folder / "w.onnx.data").unlink()
+    done = here("run", "w.onnx", "--input", "x.npy", cwd=folder)
+    assert done.returncode == 4
+    assert "there is no such file" in done.stderr

@@ -207,8 +207,8 @@ def test_recurrent_synapses() -> None:
     back = nir.Linear(full((2, 2), 1))
     graph = resolve(network((2,), {"lif": lif(2), "back": back}, RECURRENT, (2,)))
     assert _summary(graph) == [
+        ("back", "linear", "lif", "back", True),
         ("input->lif", "identity", "input", "lif", False),
-        ("back", "linear", "lif", "back", False),
     ]
     late = {s.name: steps for s, _, steps in arrivals(graph, graph.nodes["lif"], _all(graph))}
     assert late == {"input->lif": 0, "back": 1}

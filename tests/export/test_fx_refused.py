@@ -98,9 +98,82 @@ def activates(m: Any, x: Any, state: Any) -> Any:
     return m.fc(z.flatten(1)), state
 
 
-def scales(m: Any, x: Any, state: Any) -> Any:
-    z, state = m.lif(0.5 * m.conv(x), state)
+def multiplies(m: Any, x: Any, state: Any) -> Any:
+    z, state = m.lif(m.conv2(x) * m.conv(x), state)
     return m.fc(z.flatten(1)), state
+
+
+def divides_by_a_current(m: Any, x: Any, state: Any) -> Any:
+    z, state = m.lif(1 / m.conv(x), state)
+    return m.fc(z.flatten(1)), state
+
+
+def scales_to_infinity(m: Any, x: Any, state: Any) -> Any:
+    z, state = m.lif(m.conv(x) / 0, state)
+    return m.fc(z.flatten(1)), state
+
+
+def scales_the_batch(m: Any, x: Any, state: Any) -> Any:
+    z, state = m.lif(m.conv(x) * torch.ones(len(x), 1, 1, 1), state)
+    return m.fc(z.flatten(1)), state
+
+
+def scales_between_synapses(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv2(0.5 * m.conv(x)), state)
+
+
+def reads_a_float(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) * float(x.mean()), state)
+
+
+def reads_an_array(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) * np.asarray(x).mean(), state)
+
+
+def subtracts(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) - m.conv2(x), state)
+
+
+def takes_a_constant(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) + m.conv2(torch.zeros_like(x)), state)
+
+
+def makes_a_constant(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) + m.conv2(torch.ones_like(x)), state)
+
+
+def keeps_a_mean(m: Any, x: Any, state: Any) -> Any:
+    current = m.conv(x)
+    before = getattr(m, "mean", None)
+    m.mean = current if before is None else 0.5 * before + 0.5 * current
+    return plain(m, m.mean, state)
+
+
+def keeps_a_mean_in_a_buffer(m: Any, x: Any, state: Any) -> Any:
+    current = m.conv(x)
+    m.norm.mean = 0.5 * m.norm.mean + 0.5 * current.mean()
+    return plain(m, current, state)
+
+
+def mean_of_all(m: Any, x: Any, state: Any) -> Any:
+    return plain(m, m.conv(x) + x.mean(), state)
+
+
+def adds_up_over_time(m: Any, x: Any, state: Any) -> Any:
+    state, total, found = None, 0, []
+    for t in range(STEPS):
+        z, state = m.lif(m.conv(x[t]), state)
+        total = total + m.fc(z.flatten(1))
+        found.append(total / (t + 1))
+    return torch.stack(found)
+
+
+class Buffer(nn.Module):
+    """Holds a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
 
 
 def attends(m: Any, x: Any, state: Any) -> Any:
@@ -111,6 +184,11 @@ def attends(m: Any, x: Any, state: Any) -> Any:
 def softens(m: Any, x: Any, state: Any) -> Any:
     z, state = m.lif(m.conv(x), state)
     return m.fc(z.flatten(1)).softmax(-1), state
+
+
+def softens_by_a_layer(m: Any, x: Any, state: Any) -> Any:
+    z, state = m.lif(m.conv(x), state)
+    return m.soft(m.fc(z.flatten(1))), state
 
 
 def joins(m: Any, x: Any, state: Any) -> Any:
@@ -313,9 +391,47 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "control flow": (lambda: Net(decides), "LINE decides by the values of a tensor"),
     "a value": (lambda: Net(reads_a_value), r"LINE reads the values of a tensor \(item\)"),
     "relu": (lambda: Net(activates), "LINE cannot be exported: the output of relu is not a spike"),
-    "a factor": (lambda: Net(scales), r"LINE cannot be exported: .* \(mul\); put the factor into"),
+    "a product": (lambda: Net(multiplies), "LINE cannot be exported: mul takes two values of the"),
+    "a quotient": (
+        lambda: Net(divides_by_a_current), "LINE cannot be exported: truediv does not multiply"
+    ),
+    "an endless factor": (
+        lambda: Net(scales_to_infinity), "LINE .*the factor of truediv is not a finite number"
+    ),
+    "a factor for each image": (
+        lambda: Net(scales_the_batch), r"LINE .*or a tensor that fits \(2, 4, 4\) without batch"
+    ),
+    "a factor between synapses": (
+        lambda: Net(scales_between_synapses), "layer 'conv2' receives an analog value"
+    ),
+    "a float": (lambda: Net(reads_a_float), r"LINE reads the values of a tensor \(float\)"),
+    "an array": (lambda: Net(reads_an_array), r"LINE reads the values .* \(as an array of NumPy\)"),
+    "a difference": (lambda: Net(subtracts), r"LINE .*subtract \(sub\); write a \+ \(-1\) \* b"),
+    "a constant input": (
+        lambda: Net(takes_a_constant),
+        r"layer 'conv2' \(Conv2d\), line \d+ of .* is given a constant, .*; put a constant current",
+    ),
+    "a constant made": (
+        lambda: Net(makes_a_constant), "LINE cannot be exported: ones_like makes a tensor"
+    ),
+    "a running mean": (
+        lambda: Net(keeps_a_mean),
+        "LINE cannot be followed .*'mean' holds a tensor of an earlier call, set it to None",
+    ),
+    "a running mean in a buffer": (
+        lambda: Net(keeps_a_mean_in_a_buffer, norm=Buffer()),
+        "LINE keeps a value of the network in a buffer .*use batch norm or norse.torch.LICell",
+    ),
+    "a mean": (lambda: Net(mean_of_all), r"LINE .*no rule for this mean; .*\.mean\(\(2, 3\)\)"),
+    "a sum over time": (
+        lambda: Loop(adds_up_over_time), "LINE adds values of different.* mean norse.torch.LICell"
+    ),
     "attention": (lambda: Net(attends), "LINE cannot be exported: matmul multiplies values"),
-    "softmax": (lambda: Net(softens), "LINE cannot be exported: the output of softmax"),
+    "softmax": (lambda: Net(softens), "LINE .* softmax is not a spike; return the logits without"),
+    "a layer of softmax": (
+        lambda: Net(softens_by_a_layer, soft=nn.LogSoftmax(-1)),
+        r"layer 'soft' \(LogSoftmax\) .*; return the logits without it",
+    ),
     "cat": (
         lambda: Net(joins, head=nn.Linear(64, CLASSES)),
         r"LINE cannot be exported: NIR cannot join tensors \(cat\); add currents",
@@ -434,8 +550,26 @@ def in_place_of_its_own(m: Any, x: Any, state: Any) -> Any:
     return m.fc(z), state
 
 
+class Factors(nn.Module):
+    """A number that is learned, and one for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("each", torch.tensor([0.3, -2.0])[None, :, None, None])
+
+
+def scales(m: Any, x: Any, state: Any) -> Any:
+    s1, s2 = two(state)
+    current = 0 + m.conv(0.7 * x) * m.factors.gain + m.conv2(x) / m.factors.each
+    a, s1 = m.lif(torch.mul(current, 3), s1)
+    b, s2 = m.lif2(-m.conv2(a * 0.25) * 20, s2)
+    return m.fc(b.flatten(1)).div(4), (s1, s2)
+
+
 ALLOWED: dict[str, Callable[[], Net]] = {
     "questions about shapes": lambda: _without("lif2", net=Net(in_place_of_its_own, fc=Nested())),
+    "factors": lambda: Net(scales, factors=Factors()),
     "a layer's parent": lambda: _without(
         "lif2",
         net=Net(in_place_of_its_own, fc=DroppingLinear(32, CLASSES)),

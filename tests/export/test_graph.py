@@ -11,7 +11,7 @@ import pytest
 
 from tests.graphs import DT, conv, flatten, full, lif, network, view
 from tser.errors import InputFileError, UsageError
-from tser.export.graph import Edge, resolve
+from tser.export.graph import Edge, Graph, resolve
 
 
 def _linear(outputs: int, inputs: int) -> nir.Linear:
@@ -142,32 +142,89 @@ def test_a_delayed_edge_of_another_shape_names_both_nodes() -> None:
 # --- cycles --------------------------------------------------------------------------------
 
 
-def test_a_cycle_is_cut_where_it_closes() -> None:
-    edges = [("input", "lif"), ("lif", "back"), ("back", "lif"), ("lif", "output")]
-    graph = resolve(network((2,), {"lif": lif(2), "back": _linear(2, 2)}, edges, (2,)))
-    assert graph.recurrent
-    assert graph.nodes["lif"].inputs == (Edge("input"), Edge("back", delayed=True))
-    assert graph.nodes["back"].inputs == (Edge("lif"),)
+_KINDS: dict[str, Callable[[], Any]] = {
+    "s": lambda: lif(2),
+    "l": lambda: nir.LI(tau=full(2, DT), r=full(2, 1), v_leak=full(2, 0)),
+    "w": lambda: _linear(2, 2),
+    "d": lambda: nir.Delay(full(2, DT)),
+}
 
 
-def test_a_neuron_may_feed_itself() -> None:
-    edges = [("input", "lif"), ("lif", "lif"), ("lif", "output")]
-    graph = resolve(network((2,), {"lif": lif(2)}, edges, (2,)))
-    assert graph.nodes["lif"].inputs == (Edge("input"), Edge("lif", delayed=True))
+def _looped(text: str) -> nir.NIRGraph:
+    """Edges as ``a>b``, from ``in`` to ``out``; the first letter of a node says what it is."""
+    ends = {"in": "input", "out": "output"}
+    pairs = [edge.split(">") for edge in text.split()]
+    names = dict.fromkeys(name for pair in pairs for name in pair if name not in ends)
+    edges = [(ends.get(a, a), ends.get(b, b)) for a, b in pairs]
+    return network((2,), {name: _KINDS[name[0]]() for name in names}, edges, (2,))
 
 
-def test_two_cycles_are_both_cut() -> None:
-    nodes = {"a": lif(2), "b": lif(2), "c": nir.Delay(full(2, DT))}
-    edges = [("input", "a"), ("a", "b"), ("b", "a"), ("b", "c"), ("c", "b"), ("b", "output")]
-    graph = resolve(network((2,), nodes, edges, (2,)))
-    late = {(e.source, n.name) for n in graph.nodes.values() for e in n.inputs if e.delayed}
-    assert late == {("b", "a"), ("c", "b")}
+def _late(graph: Graph) -> str:
+    """The delayed edges."""
+    pairs = [(e.source, n.name) for n in graph.nodes.values() for e in n.inputs if e.delayed]
+    return " ".join(sorted(f"{a}>{b}" for a, b in pairs))
+
+
+LOOPS = {
+    "weights on the way back": ("in>s s>w w>s s>out", "s>w"),
+    "a neuron that feeds itself": ("in>s s>s s>out", "s>s"),
+    "a chain of weights": ("in>s s>w1 w1>w2 w2>s s>out", "s>w1"),
+    "a filter behind the spikes": ("in>s s>w w>l l>s s>out", "s>w"),
+    "a delay behind the weights": ("in>s s>w w>d d>s s>out", "s>w"),
+    "a delay behind the spikes": ("in>s s>d d>w w>s s>out", "s>d"),
+    "no spikes in it": ("in>l l>w w>l l>out", "l>w"),
+    "only the way back of two neurons": ("in>s1 s1>w1 w1>s2 s2>w2 w2>s1 s2>out", "s2>w2"),
+    "one for each of two neurons": ("in>s1 s1>w1 w1>s1 s1>s2 s2>w2 w2>s2 s2>out", "s1>w1 s2>w2"),
+    "one way back for two neurons": ("in>s1 s1>s2 s2>out s1>w s2>w w>s1", "s1>w s2>w"),
+    "weights shared by input and loop": ("in>w w>s s>w s>out", "s>w"),
+    "the input on the way back": ("in>s s>w w>s in>w s>out", "s>w"),
+    "a way back that also leads on": ("in>s s>w w>s w>out", "w>s"),
+    "a fork on the way back": ("in>s1 s1>s2 s2>w w>s1 w>s2 s2>out", "s2>w"),
+    "a way past a neuron": ("in>s1 s1>s2 s2>s3 s1>s3 s3>w w>s1 s3>out", "s3>w"),
+    "loops in a loop": ("in>s1 s1>l l>w w>l l>s1 s1>out", "l>w s1>l"),
+    "two that share a neuron": ("in>s1 s1>s2 s2>s1 s2>d d>s2 s2>out", "s2>d s2>s1"),
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_a_cycle_reads_the_last_spikes_of_its_neurons(case: str) -> None:
+    text, late = LOOPS[case]
+    for seed in range(6):
+        raw = _looped(text)
+        names = list(raw.nodes)
+        random.Random(seed).shuffle(names)
+        raw.nodes = {name: raw.nodes[name] for name in names}
+        random.Random(seed + 100).shuffle(raw.edges)
+        graph = resolve(raw)
+        assert _late(graph) == late
+        order = _names(graph)
+        for node in graph.nodes.values():
+            for edge in node.inputs:
+                assert edge.delayed or order.index(edge.source) < order.index(node.name)
+
+
+def test_a_loop_with_two_entries_is_cut_once() -> None:
+    graph = resolve(_looped("in>s1 in>s2 s1>w1 w1>s2 s2>w2 w2>s1 s2>out"))
+    assert _late(graph) == "s2>w2"
+
+
+def test_spikes_stay_in_time_on_every_other_edge() -> None:
+    """A layer's readers outside of its loop, and those of what comes back, are not late."""
+    graph = resolve(_looped("in>s1 s1>w1 w1>s1 s1>s2 s1>w2 w2>s2 s2>out"))
+    assert _late(graph) == "s1>w1"
+    assert graph.nodes["s1"].inputs == (Edge("input"), Edge("w1"))
+    assert graph.nodes["w1"].inputs == (Edge("s1", delayed=True),)
 
 
 def test_a_cycle_without_state_is_refused() -> None:
     edges = [("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")]
     with pytest.raises(InputFileError, match="a -> b -> a has no neuron and no delay"):
         resolve(network((2,), {"a": _linear(2, 2), "b": _linear(2, 2)}, edges, (2,)))
+    for text in ("in>s s>w1 w1>w2 w2>w1 w1>s w1>out", "in>w1 w1>s s>w2 w1>w2 w2>w1 s>out"):
+        with pytest.raises(InputFileError, match="w1 -> w2 -> w1 has no neuron and no delay"):
+            resolve(_looped(text))
+    with pytest.raises(InputFileError, match="the cycle w -> w has no neuron"):
+        resolve(_looped("in>w w>w w>out"))
 
 
 # --- nested graphs -------------------------------------------------------------------------
@@ -195,7 +252,8 @@ def test_recurrence_inside_a_nested_graph() -> None:
     loop = [("in", "lif"), ("lif", "w"), ("w", "lif"), ("lif", "out")]
     block = _nested(loop, lif=lif(2), w=_linear(2, 2))
     graph = resolve(network((2,), {"rnn": block}, _chain("rnn"), (2,)))
-    assert graph.nodes["rnn.lif"].inputs == (Edge("rnn.in"), Edge("rnn.w", delayed=True))
+    assert graph.nodes["rnn.lif"].inputs == (Edge("rnn.in"), Edge("rnn.w"))
+    assert graph.nodes["rnn.w"].inputs == (Edge("rnn.lif", delayed=True),)
 
 
 def test_a_nested_graph_has_one_entrance() -> None:

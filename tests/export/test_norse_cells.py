@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tests.graphs import Array
 from tser.deploy.backends import NirBackend, TorchBackend, Trace
 from tser.deploy.certificate import Audit, violations
-from tser.deploy.equivalence import Comparison, compare
+from tser.deploy.equivalence import compare
 from tser.deploy.interpreter import run
+from tser.deploy.tally import Comparison
 from tser.export.graph import Graph, decay, resolve
 from tser.export.lower import ExportError, lower
 from tser.export.norse_cells import time_constant

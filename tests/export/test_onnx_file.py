@@ -268,12 +268,12 @@ def _external(array: Array) -> onnx.TensorProto:
     tensor = numpy_helper.from_array(array, "w")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="secret.bin")
+    tensor.external_data.add(key="location", value="../secret.bin")
     return tensor
 
 
 def _hiding(where: str) -> onnx.ModelProto:
-    """A model that adds two numbers from the file ``secret.bin`` to its input."""
+    """A model that adds two numbers from the file ``../secret.bin`` to its input."""
     tensor = _external(full(2, 0))
     constant = helper.make_node("Constant", [], ["w"], value=tensor)
     output = [helper.make_tensor_value_info("w", TensorProto.FLOAT, [2])]
@@ -307,9 +307,10 @@ def _refused(path: Path) -> str:
 @pytest.mark.parametrize("where", ["initialiser", "constant", "subgraph"])
 def test_data_outside_the_file_are_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "secret.bin").write_bytes(full(2, 7).tobytes())
-    path = tmp_path / "m.onnx"
+    path = tmp_path / "models" / "m.onnx"
+    path.parent.mkdir()
     path.write_bytes(_hiding(where).SerializeToString())
-    assert "keeps its weights in another file" in _refused(path)
+    assert "only a file beside it, named without a path, is read" in _refused(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"not ONNX", bytes(999), b"\x08\x08" * 40])

@@ -12,7 +12,9 @@ from onnx.reference import ReferenceEvaluator
 
 from tests.graphs import DT, Array, conv, dyadic, flatten, full, lif, network, pool, spikes, view
 from tests.nodes import CASES, cuba, varied
+from tser.deploy.backends import NirBackend
 from tser.deploy.interpreter import run
+from tser.deploy.onnx_backend import OnnxBackend
 from tser.export.graph import Graph, resolve
 from tser.export.lower import ExportError
 from tser.export.onnx_file import OnnxOptions, compile_onnx, model_metadata, options_of
@@ -100,7 +102,7 @@ def _recurrent() -> Graph:
     nodes = {
         "fc": nir.Affine(dyadic(rng, (3, 4)), dyadic(rng, 3)),
         "cuba": cuba(nir.CubaLIF, v_leak=0.25, v_threshold=0.25),
-        "back": nir.Linear(dyadic(rng, (3, 3))),
+        "back": nir.Affine(dyadic(rng, (3, 3)), varied(0.5, -0.25, 1)),
         "late": nir.Delay(varied(0, 1, 2) * DT),
         "lif": lif(3, v_th=0.25),
         "readout": nir.LI(full(3, 2 * DT), full(3, 1), varied(0, 0.5, -0.5)),
@@ -207,7 +209,7 @@ def test_the_ports_of_a_step() -> None:
     states: dict[str, list[int | str]] = {
         "cuba.v": ["B", 3],
         "cuba.i": ["B", 3],
-        "back.last": ["B", 3],
+        "cuba.last": ["B", 3],
         "late.x": ["B", 2, 3],
         "lif.v": ["B", 3],
         "lif.last": ["B", 3],
@@ -335,7 +337,22 @@ def test_weights_beyond_float16_are_refused_by_name() -> None:
         compile_onnx(_weights(7e4), options=OnnxOptions(weights="float16"))
 
 
-def test_a_model_over_two_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tser.export.onnx_file.MOST_BYTES", 100)
-    with pytest.raises(ExportError, match="one ONNX file holds 2 GB; --weights float16 halves it"):
-        compile_onnx(_weights(1))
+@pytest.mark.parametrize("form", ["sequence", "step", "scan"])
+def test_spikes_that_come_too_late_for_the_output_are_there(form: Form) -> None:
+    """The last steps of a layer in front of a Delay, and a layer that leads nowhere."""
+    nodes = {
+        "first": lif(3),
+        "wait": nir.Delay(full(3, 2 * DT)),
+        "last": lif(3),
+        "aside": lif(3, v_th=0.25),
+    }
+    edges = [("input", "first"), ("first", "wait"), ("wait", "last"), ("last", "output")]
+    graph = resolve(network((3,), nodes, [*edges, ("first", "aside")], (3,), timesteps=4))
+    layers = {node.name: node.output_shape for node in graph.spiking}
+    model = compile_onnx(graph, 4, options=OnnxOptions(form))
+    backend = OnnxBackend(model, layers, "m", None if form == "sequence" else 4)
+    expected = NirBackend(graph, 4, "the graph")(np.full((2, 3), 3, np.float32))
+    found = backend(np.full((2, 3), 3, np.float32))
+    for name in layers:
+        np.testing.assert_array_equal(found.spikes[name], expected.spikes[name])
+        assert expected.spikes[name].any()

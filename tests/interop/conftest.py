@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from tser.deploy.foreign import quiet
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -14,11 +16,6 @@ def load(monkeypatch: pytest.MonkeyPatch):
     """Imports a module of benchmarks/, which is no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
-
-
-@pytest.fixture
-def importing(load) -> ModuleType:
-    return load("importing")
 
 
 @pytest.fixture
@@ -32,11 +29,11 @@ def runs(load) -> ModuleType:
 
 
 @pytest.fixture
-def need(importing):
+def need():
     """Skips the test where a library is absent."""
 
     def check(library: str) -> None:
-        with importing.quiet():
-            pytest.importorskip(importing.TOOLS[library].module, reason=f"{library} is absent")
+        with quiet():
+            pytest.importorskip(library.lower(), reason=f"{library} is absent")
 
     return check

@@ -12,8 +12,9 @@ from typing import Any
 import nir
 import numpy as np
 import torch
-from importing import quiet
 from torch import Tensor, nn
+
+from tser.deploy.foreign import quiet
 
 STEPS, BATCH = 12, 3
 IMAGE, VECTOR = (1, 8, 8), (16,)

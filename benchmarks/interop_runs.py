@@ -14,14 +14,15 @@ import norse.torch
 import numpy as np
 import torch
 from document import Row
-from importing import TOOLS, ToolBackend
 from torch import nn
 
 from tser.config import NeuronConfig, StudentConfig
 from tser.deploy.backends import NirBackend, Trace
 from tser.deploy.equivalence import compare
+from tser.deploy.foreign import FOREIGN, ForeignBackend
 from tser.deploy.graph_file import open_nir
 from tser.deploy.onnx_backend import OnnxBackend
+from tser.errors import InputFileError
 from tser.export.graph import Graph
 from tser.export.lower import lower
 from tser.export.nir_file import write_nir
@@ -39,6 +40,8 @@ OPTIONS = {
     "--gain unit --dt 1e-4": Variant("unit", 1e-4),
 }
 """Of ``tser export`` -> what they make of a network."""
+FITS = {"snntorch": "--dt 1e-4"}
+"""Library -> options that it needs to read a file as it is meant; the others need none."""
 KEPT = {
     "snntorch": ("snnTorch", "conv"),
     "snntorch_recurrent": ("snnTorch", "recurrent"),
@@ -49,7 +52,7 @@ KEPT = {
 
 def versions() -> dict[str, str]:
     """Of all libraries that take part."""
-    found = {name: importlib.metadata.version(tool.module) for name, tool in TOOLS.items()}
+    found = {tool.title: importlib.metadata.version(tool.module) for tool in FOREIGN.values()}
     return found | {name: importlib.metadata.version(name) for name in ("nir", "torch")}
 
 
@@ -102,10 +105,10 @@ def opened(width: int) -> list[Row]:
                 path = Path(folder) / "model.nir"
                 write_nir(vary(graph, variant), path)
                 rows += [
-                    {"network": network, "library": name, "options": options}
-                    | {"fits": options == tool.options, **outcome(name, path)}
-                    for name, tool in TOOLS.items()
-                    if network != "ResNet-18" or options == tool.options
+                    {"network": network, "library": tool.title, "options": options}
+                    | {"fits": options == FITS.get(name, ""), **outcome(name, path)}
+                    for name, tool in FOREIGN.items()
+                    if network != "ResNet-18" or options == FITS.get(name, "")
                 ]
     return rows
 
@@ -115,13 +118,12 @@ def outcome(name: str, path: Path) -> Row:
     graph = open_nir(path)
     x = np.random.default_rng(0).normal(size=(BATCH, *graph.input.output_shape))
     reference = NirBackend(graph, STEPS, "interpreter")
-    tool = ToolBackend(name, path, graph.dt, STEPS, [node.name for node in graph.spiking])
     batches = [(x.astype(np.float32), None)]
     try:
-        (found,) = compare(graph, reference, [tool], batches).comparisons
-    except Exception as error:  # noqa: BLE001 - whatever the library raises
-        text = " ".join(str(error).replace(str(path), "the file").split())
-        return {"error": f"{type(error).__name__}: {text[:90]}"}
+        library = ForeignBackend(name, path, graph, STEPS)
+        (found,) = compare(graph, reference, [library], batches).comparisons
+    except InputFileError as error:
+        return {"error": str(error).replace(str(path), "the file")}
     return {
         "compared": found.neuron_steps,
         "differ": found.flips,

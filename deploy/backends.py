@@ -9,13 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tser.deploy.interpreter import run
+from tser.deploy.interpreter import replay, run
+from tser.errors import InputFileError
 from tser.export.graph import Graph
 from tser.layers import Student
 from tser.recording import Recorder, spiking_layers
 from tser.user_models import UserStudent
 
 Array = NDArray[Any]
+
+
+class CannotCompare(InputFileError):
+    """An executor that cannot run the graph, or computes arrays of another shape."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +119,9 @@ class NirBackend:
         names = [node.name for node in self.graph.spiking]
         logits, kept = run(self.graph, x, self.timesteps, dtype=self._dtype, record=names)
         return Trace(logits, {name: value > 0 for name, value in kept.items()})
+
+    def replay(
+        self, x: Array, spikes: dict[str, Array], states: dict[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """See ``Replayable``."""
+        return replay(self.graph, x, spikes, self.timesteps, dtype=self._dtype, states=states)

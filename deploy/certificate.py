@@ -92,7 +92,7 @@ class Audit:
         trace: Trace,
         bias_magnitude: dict[str, NDArray[np.float64]],
     ) -> None:
-        self._graph, self._trace, self._bias = graph, trace, bias_magnitude
+        self.graph, self._trace, self._bias = graph, trace, bias_magnitude
         self._steps = len(trace.logits)
         image = x.astype(np.float64)
         if x.ndim == len(graph.input.output_shape) + 1:
@@ -114,7 +114,7 @@ class Audit:
 
     def _arriving(self, edge: Edge) -> Bounded:
         """What an edge carries; one that closes a cycle, the value of the step before."""
-        source = self._output(self._graph.nodes[edge.source])
+        source = self._output(self.graph.nodes[edge.source])
         if not edge.delayed:
             return source
         value, error = (
@@ -135,6 +135,23 @@ class Audit:
         v = self._membrane(node, self._trace.spikes[node.name])
         return Bounded(v.value - np.asarray(node.op.v_threshold, np.float64), v.error)
 
+    def states(self, node: Node) -> Array:
+        """The membrane potential before each step, after the reset of the step before.
+
+        Args:
+            node: a layer that fires.
+
+        Returns:
+            ``[T, B, ...]``.
+        """
+        after = np.where(
+            self._trace.spikes[node.name],
+            np.asarray(node.op.v_reset, np.float64),
+            self._membrane(node, self._trace.spikes[node.name]).value,
+        )
+        rest = np.broadcast_to(np.asarray(getattr(node.op, "v_leak", 0.0)), after.shape[1:])
+        return np.concatenate([rest[None].astype(np.float64), after[:-1]])
+
     def _membrane(self, node: Node, spikes: NDArray[np.bool_] | None) -> Bounded:
         """The membrane potential before the reset, ``[T, B, ...]``.
 
@@ -143,7 +160,7 @@ class Audit:
             spikes: recorded, after which the membrane starts again from ``v_reset``; None for a
                 layer that does not fire.
         """
-        op, dt = node.op, self._graph.dt
+        op, dt = node.op, self.graph.dt
         current = self.current(node)
         if isinstance(op, nir.CubaLIF | nir.CubaLI):
             current = self._synapse(op, current)
@@ -184,7 +201,7 @@ class Audit:
 
     def _synapse(self, op: Any, x: Bounded) -> Bounded:
         """The synaptic current that drives the membrane, ``[T, B, ...]``; a reset leaves it."""
-        rate = decay(self._graph.dt, op.tau_syn)
+        rate = decay(self.graph.dt, op.tau_syn)
         gain = rate * np.asarray(op.w_in, np.float64)
         shape = (self._steps, *x.value.shape[1:])
         current, error = np.zeros(shape[1:]), np.zeros(shape[1:])
@@ -276,7 +293,7 @@ class Audit:
 
     def logits(self) -> Bounded:
         """The output ``[T or 1, B, K]`` that follows from the recorded spikes."""
-        return self._output(self._graph.output)
+        return self._output(self.graph.output)
 
 
 def _late(values: Array) -> Array:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tser.deploy.backends import NirBackend, TorchBackend
-from tser.deploy.equivalence import Evidence, Verdict, compare
+from tser.deploy.equivalence import compare
 from tser.deploy.inputs import image_batches
+from tser.deploy.tally import Evidence, Verdict
 from tser.export.export import Exported
 from tser.export.graph import resolve
 

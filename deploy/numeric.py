@@ -1,4 +1,8 @@
-"""Stateless NIR nodes in NumPy; the first axis is any stack of samples."""
+"""Stateless NIR nodes; the first axis is any stack of samples.
+
+Weighted sums in float32 use PyTorch's kernels, those in float64 NumPy's matrix product: what is
+held against PyTorch to the last bit is as fast, and what judges it shares no kernel with it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from tser.export.graph import Node
 from tser.export.shapes import Window, flatten_range, window
 
 Array = NDArray[Any]
-CHUNK = 2**24
-"""Elements of the unfolded input kept in memory at a time."""
+CHUNK = 2**20
+"""Elements of the unfolded input kept in memory at a time; few enough for a processor's cache."""
 
 
 def windows(x: Array, geometry: Window) -> Array:
@@ -36,23 +40,57 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Window) -> A
         bias: ``[O]`` or None.
         geometry: stride, padding, dilation, groups.
     """
-    groups = geometry.groups
-    outputs = len(weight)
-    height, width = geometry.output(*x.shape[2:])
-    result = np.empty((len(x), outputs, height, width), x.dtype)
-    taps = weight.astype(x.dtype, copy=False).reshape(groups, outputs // groups, -1)
-    each = max(1, CHUNK // max(1, height * width * taps.shape[0] * taps.shape[2]))
+    kernel = _by_torch if x.dtype == np.float32 else _by_columns
+    added = None if bias is None else bias.astype(x.dtype, copy=False)
+    return kernel(x, weight.astype(x.dtype, copy=False), added, geometry)
+
+
+def _by_columns(x: Array, weight: Array, bias: Array | None, geometry: Window) -> Array:
+    """Convolution as a matrix product with the windows as columns."""
+    groups, outputs = geometry.groups, len(weight)
+    size = geometry.output(*x.shape[2:])
+    result = np.empty((len(x), outputs, *size), x.dtype)
+    taps = weight.reshape(groups, outputs // groups, -1)
+    rows = groups * taps.shape[2]
+    each = max(1, CHUNK // max(1, rows * size[0] * size[1]))
     for start in range(0, len(x), each):
         view = windows(x[start : start + each], geometry)
-        count = len(view)
-        columns = view.reshape(count, groups, -1, *view.shape[2:]).transpose(1, 0, 3, 4, 2, 5, 6)
-        columns = columns.reshape(groups, count * height * width, -1)
-        products = columns @ taps.transpose(0, 2, 1)
-        products = products.reshape(groups, count, height, width, -1).transpose(1, 0, 4, 2, 3)
-        result[start : start + each] = products.reshape(count, outputs, height, width)
+        columns = np.empty((x.shape[1], *geometry.kernel, len(view), *size), x.dtype)
+        for place in np.ndindex(*geometry.kernel):  # whole rows of the map at a time
+            columns[:, *place] = view[..., *place].transpose(1, 0, 2, 3)
+        products = taps @ columns.reshape(groups, taps.shape[2], -1)
+        maps = products.reshape(outputs, len(view), *size).transpose(1, 0, 2, 3)
+        result[start : start + each] = maps
     if bias is not None:
-        result += bias.astype(x.dtype, copy=False).reshape(1, -1, 1, 1)
+        result += bias.reshape(1, -1, 1, 1)
     return result
+
+
+def _by_torch(x: Array, weight: Array, bias: Array | None, geometry: Window) -> Array:
+    import torch  # here, so that looking at a graph does not wait for it
+
+    (top, bottom), (left, right) = geometry.pads
+    with torch.inference_mode():
+        image, padding = _tensor(x), (top, left)
+        if geometry.pads != ((top, top), (left, left)):
+            image, padding = torch.nn.functional.pad(image, (left, right, top, bottom)), (0, 0)
+        result = torch.nn.functional.conv2d(
+            image,
+            _tensor(weight),
+            None if bias is None else _tensor(bias),
+            geometry.stride,
+            padding,
+            geometry.dilation,
+            geometry.groups,
+        )
+        return result.contiguous().numpy()
+
+
+def _tensor(array: Array) -> Any:
+    """``array`` as a tensor, which shares its memory where PyTorch allows that."""
+    import torch
+
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _conv2d(node: Node, x: Array) -> Array:
@@ -65,14 +103,28 @@ def _conv1d(node: Node, x: Array) -> Array:
 
 
 def _affine(node: Node, x: Array) -> Array:
-    weight: Array = node.op.weight.astype(x.dtype, copy=False)
-    result: Array = x @ weight.T
+    """``[..., in]`` -> ``[..., out]``."""
+    weight = node.op.weight.astype(x.dtype, copy=False)
     bias = getattr(node.op, "bias", None)
+    if x.dtype == np.float32:
+        import torch
+
+        with torch.inference_mode():
+            result: Array = (_tensor(x) @ _tensor(weight).T).numpy()
+    else:
+        result = x @ weight.T
     return result if bias is None else result + bias.astype(x.dtype, copy=False)
 
 
 def _sum_pool(node: Node, x: Array) -> Array:
-    total: Array = windows(x, window(node.op)).sum((-2, -1))
+    geometry = window(node.op)
+    view = windows(x, geometry)
+    if geometry.kernel[0] * geometry.kernel[1] > view.shape[2] * view.shape[3]:
+        total: Array = view.sum((-2, -1))
+        return total
+    total = np.zeros(view.shape[:4], x.dtype)
+    for place in np.ndindex(*geometry.kernel):
+        total += view[..., *place]
     return total
 
 

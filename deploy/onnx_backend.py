@@ -1,217 +1,22 @@
-"""ONNX Runtime on an exported model, and what running one takes whichever runtime does it."""
+"""ONNX Runtime on an exported model."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from tser.deploy.backends import Trace
-from tser.errors import InputFileError, UsageError
-from tser.export.onnx_file import model_metadata, options_of
-from tser.export.onnx_steps import step_name, step_names
+from tser.deploy.onnx_model import OnnxModel
+from tser.deploy.onnx_replay import ReplayModel
+from tser.errors import InputFileError
+from tser.export.onnx_file import session_source
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class StepState:
-    """A state of the step form: what to give at first, and what to give back.
-
-    Attributes:
-        input: its name as an input of the model.
-        output: its name as an output.
-        shape: without the batch, which comes first.
-        initial: before the first step, one number or an array of ``shape``.
-    """
-
-    input: str
-    output: str
-    shape: tuple[int, ...]
-    initial: Array
-
-    def start(self, batch: int) -> Array:
-        """The state before the first step, ``[B, *shape]``."""
-        return np.ascontiguousarray(np.broadcast_to(self.initial, (batch, *self.shape)))
-
-
-def read_states(stated: dict[str, str], source: str) -> list[StepState]:
-    """The states that the metadata of a step model list.
-
-    Raises:
-        InputFileError: they are not there, or not what tser writes.
-    """
-    try:
-        return [
-            StepState(
-                str(one["input"]),
-                str(one["output"]),
-                tuple(int(size) for size in one["shape"]),
-                np.broadcast_to(np.asarray(one["initial"], np.float32), one["shape"]),
-            )
-            for one in json.loads(stated["states"])
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputFileError(
-            f"{source}: its metadata do not list the states of a step; export it again"
-        ) from error
-
-
-class OnnxModel:
-    """What running an ONNX model takes, whichever runtime does it.
-
-    The spike tensors are made outputs of a copy of the model; the model as it is runs beside it,
-    and its logits are the ones returned, so that what is judged is the unaltered file.
-
-    Args:
-        model: in any form; its tensors carry the names of NIR nodes.
-        layers: names of the spiking layers, and their shapes without batch and time.
-        source: where the model comes from.
-        timesteps: T of a model that takes any; default: what it states.
-
-    Attributes:
-        plain: the model.
-        form: of it.
-        instrumented: the copy, whose outputs are the spikes of each layer and step, and in the
-            step form the states.
-        names: of the outputs of the copy, without the states.
-        states: of the step form: input, output, shape and initial value of each.
-
-    Raises:
-        InputFileError: the model lacks a layer's tensor, or contradicts what it says of itself.
-        UsageError: another T than the one it was unrolled for.
-    """
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        layers: dict[str, tuple[int, ...]],
-        source: str,
-        timesteps: int | None = None,
-    ) -> None:
-        self.plain, self.source, self._layers = model, source, layers
-        stated = model_metadata(model)
-        self.form = options_of(model).form
-        self._sequence = stated.get("encoding") == "sequence" and self.form != "step"
-        inputs = model.graph.input[:1]  # fewer than one is refused where it is run
-        self._rank = max((len(one.type.tensor_type.shape.dim) for one in inputs), default=0)
-        try:
-            own = int(stated.get("timesteps", "0"))
-        except ValueError as error:
-            raise InputFileError(f"{source}: its timesteps are not a number of steps") from error
-        if self.form == "sequence" and timesteps not in (None, own):
-            raise UsageError(
-                f"{source} was unrolled for {own} time steps, not {timesteps}; leave out "
-                "--timesteps, or export it with --form scan"
-            )
-        self._timesteps = timesteps or own
-        self.states = read_states(stated, source) if self.form == "step" else []
-        self.instrumented = onnx.ModelProto()
-        self.instrumented.CopyFrom(model)
-        graph = self.instrumented.graph
-        del graph.output[:]
-        loops = [node for node in graph.node if node.op_type == "Scan" and self.form == "scan"]
-        bodies = [a.g for node in loops for a in node.attribute if a.name == "body"]
-        inner = bodies[0] if bodies else graph
-        tensors = {output for node in inner.node for output in node.output}
-        self._tensors = {name: self._names(name, tensors) for name in layers}
-        self.names = [tensor for names in self._tensors.values() for tensor in names]
-        if bodies:
-            for name in self.names:
-                inner.output.append(_untyped(name))
-                loops[0].output.append(f"{name}.all")
-            self.names = [f"{name}.all" for name in self.names]
-        graph.output.extend(_untyped(name) for name in self.names)
-        graph.output.extend(_untyped(state.output) for state in self.states)
-
-    def _names(self, layer: str, tensors: set[str]) -> list[str]:
-        """The tensors with the spikes of ``layer``: one a step, or one with T folded into B."""
-        unrolled = self.form == "sequence"
-        known = step_names(layer, self._timesteps) if unrolled else [step_name(layer)]
-        for names in (known, [layer]):
-            if names and tensors.issuperset(names):
-                return names
-        raise InputFileError(
-            f"{self.source} has no tensor {layer!r}: it was not compiled from this graph"
-        )
-
-    def feed(self, x: Array) -> Array:
-        """The model's input for a batch ``[B, C, H, W]`` or ``[T, B, C, H, W]``.
-
-        Of the step form it is ``[T, B, C, H, W]``, to be given step by step.
-
-        Raises:
-            InputFileError: frames for a model that takes one image, or T is not known.
-        """
-        frames = self._frames(x)
-        if frames and not self._sequence and self.form != "step":
-            raise InputFileError(
-                f"{self.source} takes one image for all steps, not a frame for each; "
-                "export it with --encoding sequence"
-            )
-        if (self._sequence or self.form == "step") and not frames:
-            x = np.broadcast_to(x, (self.timesteps(x), *x.shape))
-        return x if self.form == "step" else np.ascontiguousarray(x, dtype=np.float32)
-
-    def feeds(self, x: Array) -> dict[str, Array]:
-        """All inputs of the sequence and the scan form for a batch."""
-        found = {"input": self.feed(x)}
-        if self.form == "scan" and not self._sequence:
-            found["timesteps"] = np.array([self.timesteps(x)], np.int64)
-        return found
-
-    def timesteps(self, x: Array) -> int:
-        """T for a batch.
-
-        Raises:
-            InputFileError: neither the batch nor the model says it.
-        """
-        if self._frames(x):
-            return len(x)
-        if self._timesteps < 1:
-            raise InputFileError(
-                f"{self.source} does not say how many time steps to run; pass --timesteps"
-            )
-        return self._timesteps
-
-    def trace(self, x: Array, logits: Array, values: Sequence[Array]) -> Trace:
-        """What a runtime did with a batch.
-
-        Args:
-            x: as given to ``feed``.
-            logits: of the model, ``[T, B, K]``.
-            values: of the copy, in the order of ``names``; of the step form over all steps.
-
-        Raises:
-            InputFileError: spikes of another shape than the layers have.
-        """
-        batch = x.shape[1] if self._frames(x) else len(x)
-        left, spikes = iter(values), {}
-        for layer, shape in self._layers.items():
-            value = np.concatenate([next(left) for _ in self._tensors[layer]])
-            if value.shape[:2] == (len(logits), batch) and value.ndim == len(shape) + 2:
-                value = value.reshape(-1, *value.shape[2:])
-            if value.shape != (len(logits) * batch, *shape):
-                raise InputFileError(
-                    f"{self.source}: layer {layer!r} gives shape {value.shape[1:]}, not {shape}; "
-                    "it is the export of another network"
-                )
-            spikes[layer] = (value > 0).reshape(len(logits), batch, *shape)
-        return Trace(logits, spikes)
-
-    def _frames(self, x: Array) -> bool:
-        return x.ndim == self._rank + (not self._sequence)
-
-
-def _untyped(name: str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
 class OnnxBackend:
@@ -222,13 +27,12 @@ class OnnxBackend:
         layers: names of the spiking layers, and their shapes without batch and time.
         source: where the model comes from.
         timesteps: T of a model that takes any; default: what it states.
+        optimised: False turns the graph optimisations of ONNX Runtime off.
 
     Raises:
         InputFileError: ONNX Runtime refuses the model, or it lacks a layer's tensor.
         UsageError: another T than the one the model was unrolled for.
     """
-
-    name = "onnx"
 
     def __init__(
         self,
@@ -236,46 +40,105 @@ class OnnxBackend:
         layers: dict[str, tuple[int, ...]],
         source: str,
         timesteps: int | None = None,
+        optimised: bool = True,
     ) -> None:
+        self.name = "onnx" if optimised else "onnx-noopt"
         self.source, self._model = source, OnnxModel(model, layers, source, timesteps)
-        self._plain = session(model, source)
-        self._instrumented = session(self._model.instrumented, source) if layers else None
+        self._optimised = optimised
+        self._plain = session(model, source, optimised)
+        self._instrumented = (
+            session(self._model.instrumented, source, optimised) if layers else None
+        )
+        self._replays: dict[bool, tuple[ReplayModel, onnxruntime.InferenceSession]] = {}
 
     def __call__(self, x: Array) -> Trace:
         """Run a batch ``[B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        (logits,) = self._run(self._plain, ["logits"], x)
         values: Sequence[Array] = []
+        if self._instrumented is not None:
+            values = self._run(self._instrumented, self._model.names, x)
+        return self._model.trace(x, logits, values)
+
+    def replay(
+        self, x: Array, spikes: dict[str, Array], states: dict[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """See ``Replayable``.
+
+        Raises:
+            NotImplementedError: the scan form.
+        """
+        forced = states is not None
+        if forced not in self._replays:
+            model = ReplayModel(self._model, forced)
+            self._replays[forced] = model, session(model.proto, self.source, self._optimised)
+        model, program = self._replays[forced]
+        if self._model.form == "step":
+
+            def more(t: int) -> dict[str, Array]:
+                return model.step_feeds(t, spikes, states)
+
+        else:
+            given = model.feeds(spikes, states)
+
+            def more(t: int) -> dict[str, Array]:
+                return given
+
+        values = self._run(program, self._model.names, x, more)
+        steps = len(next(iter(spikes.values())))
+        logits = np.empty((steps, next(iter(spikes.values())).shape[1], 0), np.float32)
+        return self._model.trace(x, logits, values).spikes
+
+    def _run(
+        self,
+        program: onnxruntime.InferenceSession,
+        names: list[str],
+        x: Array,
+        more: Callable[[int], dict[str, Array]] = lambda t: {},
+    ) -> list[Array]:
+        """The named outputs, of the step form each stacked over the steps.
+
+        Args:
+            program: to run.
+            names: of its outputs.
+            x: the batch.
+            more: inputs beside those of the model, by step.
+
+        Raises:
+            InputFileError: ONNX Runtime fails.
+        """
         try:
-            (logits,) = self._run(self._plain, ["logits"], x)
-            if self._instrumented is not None:
-                values = self._run(self._instrumented, self._model.names, x)
+            if self._model.form == "step":
+                return self._run_steps(program, names, x, more)
+            found: list[Array] = program.run(names, self._model.feeds(x) | more(0))
+            return found
         except InputFileError:
             raise
         except Exception as error:  # its exceptions share no public base class
             reason = " ".join(str(error).split())[:160]
             raise InputFileError(f"ONNX Runtime cannot run {self.source}: {reason}") from error
-        return self._model.trace(x, logits, values)
 
-    def _run(
-        self, program: onnxruntime.InferenceSession, names: list[str], x: Array
+    def _run_steps(
+        self,
+        program: onnxruntime.InferenceSession,
+        names: list[str],
+        x: Array,
+        more: Callable[[int], dict[str, Array]],
     ) -> list[Array]:
-        """The named outputs, of the step form each stacked over the steps."""
-        model = self._model
-        if model.form != "step":
-            found: list[Array] = program.run(names, model.feeds(x))
-            return found
-        frames = model.feed(x)
-        state = {one.input: one.start(frames.shape[1]) for one in model.states}
-        asked = [*names, *(one.output for one in model.states)]
+        frames = self._model.feed(x)
+        state = {one.input: one.start(frames.shape[1]) for one in self._model.states}
+        asked = [*names, *(one.output for one in self._model.states)]
         history: list[list[Array]] = []
-        for frame in frames:
+        for t, frame in enumerate(frames):
             given = np.ascontiguousarray(frame, dtype=np.float32)
-            results = program.run(asked, {"input": given, **state})
+            results = program.run(asked, {"input": given, **state} | more(t))
             state = dict(zip(state, results[len(names) :], strict=True))
             history.append(results[: len(names)])
         return [np.stack(parts) for parts in zip(*history, strict=True)]
 
 
-def session(model: onnx.ModelProto, source: str) -> onnxruntime.InferenceSession:
+def session(
+    model: onnx.ModelProto, source: str, optimised: bool = True
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU.
 
     Raises:
@@ -283,10 +146,13 @@ def session(model: onnx.ModelProto, source: str) -> onnxruntime.InferenceSession
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with session_source(model) as content:
+            return onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
     except Exception as error:  # its exceptions share no public base class
         reason = " ".join(str(error).split())[:160]
         raise InputFileError(f"ONNX Runtime cannot load {source}: {reason}") from error

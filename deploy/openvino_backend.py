@@ -9,8 +9,9 @@ import onnx
 from numpy.typing import NDArray
 
 from tser.deploy.backends import Trace
-from tser.deploy.onnx_backend import OnnxModel
+from tser.deploy.onnx_model import OnnxModel
 from tser.errors import InputFileError, UsageError
+from tser.export.onnx_file import session_source
 
 Array = NDArray[Any]
 
@@ -95,9 +96,10 @@ def program(
     Returns:
         A callable from ``{"input": array}`` to its outputs.
     """
-    read = core.read_model(model.SerializeToString())
-    read.reshape({"input": list(shape)})
     settings: dict[str, Any] = dict(SETTINGS)
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    return core.compile_model(read, "CPU", settings)
+    with session_source(model) as content:
+        read = core.read_model(content)
+        read.reshape({"input": list(shape)})
+        return core.compile_model(read, "CPU", settings)

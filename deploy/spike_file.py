@@ -28,6 +28,8 @@ class SpikeFile:
 
     Args:
         path: the ``.npz`` file; one bool array ``[T, N, ...]`` a layer, under its name.
+        packed: eight neurons to a byte instead: uint8 ``[T, N, bytes]``, with the shape of the
+            layer under ``<name>.shape``; ``np.unpackbits(array, -1, count)`` undoes it.
         layers: names, and shapes without batch and time.
         timesteps: T.
         samples: N.
@@ -36,15 +38,24 @@ class SpikeFile:
         UsageError: the disk is too full, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, layers: dict[str, Shape], timesteps: int, samples: int) -> None:
-        self.path, self._layers = path, layers
+    def __init__(
+        self,
+        path: Path,
+        layers: dict[str, Shape],
+        timesteps: int,
+        samples: int,
+        *,
+        packed: bool = False,
+    ) -> None:
+        self.path, self._layers, self._packed = path, layers, packed
         self._shapes = {name: (timesteps, samples, *shape) for name, shape in layers.items()}
         self._arrays: dict[str, np.memmap[Any, Any]] = {}
         self._counts = dict.fromkeys(layers, 0)
         self._filled = 0
+        self._seen: set[str] = set()
 
     def __enter__(self) -> SpikeFile:
-        need = sum(math.prod(shape) for shape in self._shapes.values())
+        need = sum(math.prod(self._stored(shape)) for shape in self._shapes.values())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.path.parent).free
@@ -60,15 +71,28 @@ class SpikeFile:
             ) from error
         for number, (name, shape) in enumerate(self._shapes.items()):
             file = self._folder / f"{number}.npy"
-            self._arrays[name] = np.lib.format.open_memmap(file, "w+", np.bool_, shape)
+            self._arrays[name] = np.lib.format.open_memmap(
+                file, "w+", np.uint8 if self._packed else np.bool_, self._stored(shape)
+            )
         return self
 
+    def _stored(self, shape: Shape) -> Shape:
+        if not self._packed:
+            return shape
+        return (*shape[:2], math.ceil(math.prod(shape[2:]) / 8))
+
     def add(self, spikes: dict[str, Array]) -> None:
-        """The next batch, ``[T, B, ...]`` a layer."""
+        """The next batch, ``[T, B, ...]`` a layer; what never comes is not written."""
         size = 0
         for name, array in self._arrays.items():
+            if name not in spikes:
+                continue
+            self._seen.add(name)
             size = spikes[name].shape[1]
-            array[:, self._filled : self._filled + size] = spikes[name]
+            given = spikes[name]
+            if self._packed:
+                given = np.packbits(given.reshape(*given.shape[:2], -1), axis=-1)
+            array[:, self._filled : self._filled + size] = given
             self._counts[name] += int(np.count_nonzero(spikes[name]))
         self._filled += size
 
@@ -91,7 +115,12 @@ class SpikeFile:
                     zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
                 ):
                     for number, name in enumerate(self._arrays):
+                        if name not in self._seen:
+                            continue
                         file.write(self._folder / f"{number}.npy", f"{name}.npy")
+                        if self._packed:
+                            with file.open(f"{name}.shape.npy", "w") as entry:
+                                np.lib.format.write_array(entry, np.array(self._layers[name], int))
         finally:
             self._arrays.clear()
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,280 +1,187 @@
-"""``tser validate``: the student against its exported graphs, as one JSON document."""
+"""``tser validate``: a graph against the student or another graph, as one JSON document."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-
-from tser.checkpoints import load_run_data, load_student
-from tser.deploy.backends import Backend, NirBackend, TorchBackend
-from tser.deploy.equivalence import Comparison, Evidence, LayerTally, compare
-from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
-from tser.deploy.inputs import image_batches
-from tser.deploy.onnx_backend import OnnxBackend
-from tser.deploy.openvino_backend import OpenVinoBackend
-from tser.errors import InputFileError
-from tser.export.graph import Graph, resolve
-from tser.export.lower import lower
-from tser.export.nir_file import digest, flatten
-from tser.export.onnx_file import compile_onnx, model_metadata, options_of, read_onnx
-from tser.export.onnx_forms import Encoding
-from tser.export.variants import stated_variant, vary
-from tser.runs import Run
-
-STATED = (
-    "timesteps",
-    "encoding",
-    "input_max_value",
-    "input_mean",
-    "input_std",
-    "class_names",
+from tser.deploy.backends import Backend, Trace
+from tser.deploy.candidates import Subject, executors, open_subject, pair_layers, paired
+from tser.deploy.equivalence import compare
+from tser.deploy.graph_file import is_compiled_from
+from tser.deploy.references import (
+    Inputs,
+    Reference,
+    graph_as_reference,
+    inputs_from,
+    student_of,
 )
-"""Metadata that say how a graph is to be run; a file may leave them out."""
+from tser.deploy.spike_file import SpikeFile
+from tser.deploy.tally import Comparison, Evidence
+from tser.deploy.validation_document import document
+from tser.errors import InputFileError, UsageError
+from tser.export.onnx_file import read_onnx
+from tser.runs import Run
 
 
 def validate(
     path: Path,
-    run: Run,
+    against: Run | Path,
     *,
+    backends: Sequence[str] = (),
     samples: int | None = None,
+    source: Path | None = None,
+    data: str | None = None,
+    dt: float | None = None,
+    timesteps: int | None = None,
+    probes: bool = False,
+    trace: Path | None = None,
     root: Path | None = None,
-    openvino: bool = False,
 ) -> dict[str, Any]:
-    """Compare the student of ``run`` with an exported graph on test images.
+    """Compare a graph with the student of a run, or with another graph, spike by spike.
 
     A ``.nir`` file is run by the NumPy interpreter and by ONNX Runtime, the latter on the run's
     ``model.onnx`` when that was compiled from this very graph, else compiled on the spot. An
     ``.onnx`` file is run by ONNX Runtime.
 
     Args:
-        path: the exported graph.
-        run: the run that it should equal.
+        path: the graph, ``.nir`` or ``.onnx``.
+        against: the run or the graph that it should equal.
+        backends: what to run it with, of `candidates.BACKENDS`; none: as above.
         samples: how many test images; None: all.
+        source: ``.npy`` with the inputs of two graphs.
+        data: data set with the inputs of two graphs.
+        dt: time step [s] of ``.nir`` files that state none.
+        timesteps: T of two graphs that state none.
+        probes: also run inputs and networks made to show wrong rules, see `probing`.
+        trace: ``.npz`` for the spikes of everything that ran, packed to bits.
         root: folder of the data set.
-        openvino: run the ONNX model by OpenVINO too.
 
     Returns:
         Plain values, ready for JSON.
 
     Raises:
         InputFileError: a file that is damaged, or a graph of another network.
-        UsageError: an incomplete run, missing data, or OpenVINO is wanted and not installed.
+        UsageError: an incomplete run, missing data, options that do not go together, or a backend
+            whose package is not installed.
     """
-    check_suffix(path, ".nir", ".onnx")
-    data = load_run_data(run, root)
-    student = load_student(run, data)
-    lowered = lower(student, data)
-    expected = resolve(lowered.graph, origin=str(run.path))
-    model = read_onnx(path) if path.suffix == ".onnx" else None
-    candidates: list[Backend]
-    if model is not None:
-        graph, candidates = expected, _runtimes(model, expected, str(path), openvino)
-        differences = onnx_differences(expected, model)
-        contradictions = onnx_contradictions(expected, model, digest(lowered.graph))
+    subject = open_subject(path, dt if path.suffix == ".nir" else None)
+    reference: Reference
+    inputs: Inputs | None
+    if isinstance(against, Run):
+        if source is not None or data is not None or timesteps is not None:
+            raise UsageError(
+                "a run is validated on its own data and time steps; leave out --data, --input and "
+                "--timesteps"
+            )
+        subject = _with_model_of(against, subject)
+        reference = student_of(against, root)
+        inputs = reference.run_inputs(samples) if reference.run_inputs else None
     else:
-        graph, candidates = _candidates(path, run, student.timesteps, expected, openvino)
-        lowered.graph = vary(lowered.graph, stated_variant(graph.metadata))
-        written = resolve(lowered.graph, origin=str(run.path))
-        differences = static_differences(written, graph)
-        contradictions = stated_differences(written, graph)
-    # Certified against the student's own graph: the file's may state parameters that widen the
-    # bounds it is held to.
-    evidence = compare(
-        expected,
-        TorchBackend(student, lowered.modules, f"student of {run.path}"),
-        candidates,
-        image_batches(data, samples),
-        lowered.bias_magnitude,
-    )
-    digests = {
-        "graph_digest": None if model is not None else graph.metadata.get("sha256"),
-        "student_digest": digest(lowered.graph),
-    }
-    document = _document(path, run, evidence, differences, digests, data.name, student.timesteps)
-    if contradictions:
-        document["verdict"] = "E3"
-    return document | {"contradictions": contradictions}
-
-
-def _candidates(
-    path: Path, run: Run, timesteps: int, expected: Graph, openvino: bool
-) -> tuple[Graph, list[Backend]]:
-    graph = open_nir(path)
-    if [n.name for n in graph.spiking] != [n.name for n in expected.spiking] or any(
-        graph.nodes[n.name].output_shape != n.output_shape for n in expected.spiking
-    ):
+        reference = graph_as_reference(against, subject, dt)
+        inputs = None
+        if source is not None or data is not None or not probes:
+            inputs = inputs_from(reference.graph, source, data, samples, root, str(against))
+    pairs = pair_layers(reference.layers, subject.layers)
+    if pairs is None:
         raise InputFileError(
-            f"{path} has other spiking layers than the student of {run.path}; "
-            "name the run it was exported from"
+            f"{path} has other spiking layers than {reference.title} {reference.source}; "
+            "name the run or graph that it was made from"
         )
-    model, source = None, f"compiled from {path}"
-    if run.onnx.exists():
-        model = read_onnx(run.onnx)
-        if is_compiled_from(model, graph):
-            source = str(run.onnx)
-        else:
-            source += f"; {run.onnx} is of another graph and was not checked"
-            model = None
-    model = model or compile_onnx(graph, timesteps)
-    return graph, [
-        NirBackend(graph, timesteps, str(path)),
-        *_runtimes(model, graph, source, openvino),
-    ]
+    steps = _steps(reference, subject, inputs, timesteps)
+    static = reference.check(subject)
+    evidence = Evidence([])
+    shape = _other_shape(reference, subject, pairs)
+    if inputs is not None:
+        frames = inputs.frames is not None
+        candidates = paired(executors(subject, backends, steps, frames), subject, pairs)
+        evidence = (
+            _broken(candidates, shape)
+            if shape
+            else _compared(reference, candidates, inputs, steps, trace)
+        )
+    probed = None
+    if probes:
+        from tser.deploy.probing import probe
+
+        probed = [] if shape else probe(reference, subject, pairs, backends, steps, inputs)
+    return document(path, reference, evidence, static, inputs, steps, probed)
 
 
-def _runtimes(model: onnx.ModelProto, graph: Graph, source: str, openvino: bool) -> list[Backend]:
-    found: list[Backend] = [OnnxBackend(model, _layers(graph), source)]
-    if openvino:
-        found.append(OpenVinoBackend(model, _layers(graph), source))
-    return found
+def _with_model_of(run: Run, subject: Subject) -> Subject:
+    """``subject`` with the run's ONNX model, when that was compiled from this very graph."""
+    if subject.graph is None or not run.onnx.exists():
+        return subject
+    model = read_onnx(run.onnx)
+    if is_compiled_from(model, subject.graph):
+        return dataclasses.replace(subject, model=model, model_source=str(run.onnx))
+    source = f"compiled from {subject.path}; {run.onnx} is of another graph and was not checked"
+    return dataclasses.replace(subject, model_source=source)
 
 
-def _layers(graph: Graph) -> dict[str, tuple[int, ...]]:
-    return {node.name: node.output_shape for node in graph.spiking}
+def _steps(
+    reference: Reference, subject: Subject, inputs: Inputs | None, timesteps: int | None
+) -> int:
+    frames = None if inputs is None else inputs.frames
+    stated = timesteps or frames or reference.timesteps or subject.timesteps
+    if stated is None:
+        raise UsageError(
+            f"neither {reference.source} nor {subject.path} says how many time steps to run; pass "
+            "--timesteps"
+        )
+    return stated
 
 
-def static_differences(expected: Graph, actual: Graph) -> list[str]:
-    """What differs between two graphs without running them, one sentence each.
-
-    Args:
-        expected: lowered afresh from the student.
-        actual: as read from the file.
-    """
-    found = []
-    for name in expected.nodes.keys() | actual.nodes.keys():
-        if name not in expected.nodes or name not in actual.nodes:
-            where = "the file" if name in expected.nodes else "the student"
-            found.append(f"node {name!r} is missing in {where}")
-            continue
-        a, b = expected.nodes[name], actual.nodes[name]
-        if a.kind != b.kind:
-            found.append(f"node {name!r} is a {b.kind}, the student has a {a.kind}")
-            continue
-        if sorted(e.source for e in a.inputs) != sorted(e.source for e in b.inputs):
-            found.append(f"node {name!r} has other incoming edges than the student")
-        ours, theirs = (flatten(node.op.to_dict()) for node in (a, b))
-        found += [
-            f"{name}.{key} differs from the student"
-            for key in sorted(ours)
-            if key not in theirs or not _equal(ours[key], theirs[key])
-        ]
-    return sorted([*found, *stated_differences(expected, actual)])
+def _other_shape(reference: Reference, subject: Subject, pairs: dict[str, str]) -> str:
+    """The first layer that has other neurons, in words; "" where none has."""
+    for own, name in pairs.items():
+        a, b = reference.layers[name], subject.layers[own]
+        if a != b:
+            return f"layer {own!r} has neurons of shape {b}, {reference.title} has {a}"
+    return ""
 
 
-def stated_differences(expected: Graph, actual: Graph) -> list[str]:
-    """What a file says about how to run it that is not so; equal spikes do not make it right.
-
-    Args:
-        expected: lowered afresh from the student.
-        actual: as read from the file.
-    """
-    found = [
-        f"{key} is {actual.metadata[key]}, not {expected.metadata.get(key)}"
-        for key in STATED
-        if key in actual.metadata and actual.metadata[key] != expected.metadata.get(key)
-    ]
-    if expected.dt != actual.dt:
-        found.append(f"dt is {actual.dt:g} s, the student has {expected.dt:g} s")
-    return found
+def _broken(candidates: Sequence[Backend], reason: str) -> Evidence:
+    return Evidence([Comparison(one.name, one.source, {}, broken=reason) for one in candidates])
 
 
-def onnx_differences(expected: Graph, model: onnx.ModelProto) -> list[str]:
-    """How a model differs from one compiled afresh from the student, in a sentence."""
-    encoding: Encoding = "sequence" if _says(model, "encoding") == "sequence" else "direct"
-    if compile_onnx(expected, None, encoding, options_of(model)).graph == model.graph:
-        return []
-    return ["its operators or constants are not those of a fresh export of the student"]
+def _compared(
+    reference: Reference,
+    candidates: Sequence[Backend],
+    inputs: Inputs,
+    steps: int,
+    trace: Path | None,
+) -> Evidence:
+    backend = reference.start(steps, inputs.frames is not None)
+    with ExitStack() as stack:
+        watch = None
+        if trace is not None:
+            names = [backend.name, *(one.name for one in candidates)]
+            layers = {
+                f"{name}/{layer}": shape
+                for name in names
+                for layer, shape in reference.layers.items()
+            }
+            file = stack.enter_context(SpikeFile(trace, layers, steps, inputs.samples, packed=True))
 
+            def watch(traces: dict[str, Trace]) -> None:
+                file.add(
+                    {
+                        f"{name}/{layer}": spikes
+                        for name, one in traces.items()
+                        for layer, spikes in one.spikes.items()
+                    }
+                )
 
-def onnx_contradictions(expected: Graph, model: onnx.ModelProto, student: str) -> list[str]:
-    """What a model says about itself that is not so; see `stated_differences`.
-
-    Args:
-        expected: lowered afresh from the student.
-        model: as read.
-        student: digest of the student's graph.
-    """
-    wanted = {key: expected.metadata.get(key) for key in STATED if key != "encoding"}
-    wanted |= {"dt": expected.dt, "nir_sha256": student}
-    return [
-        f"{key} is {_says(model, key)}, not {value}"
-        for key, value in wanted.items()
-        if _says(model, key) not in (None, "", str(value))
-    ]
-
-
-def _says(model: onnx.ModelProto, key: str) -> str | None:
-    return model_metadata(model).get(key)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return np.array_equal(np.asarray(a), np.asarray(b))
-
-
-def _document(
-    path: Path,
-    run: Run,
-    evidence: Evidence,
-    differences: list[str],
-    digests: dict[str, Any],
-    data: str,
-    timesteps: int,
-) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "graph": str(path),
-        "against": str(run.path),
-        "data": data,
-        "split": "test",
-        "samples": evidence.samples,
-        "timesteps": timesteps,
-        "verdict": evidence.verdict,
-        "static": {"identical": not differences, "differences": differences},
-        **digests,
-        "accuracy": {
-            name: [int(n) / evidence.samples for n in correct]
-            for name, correct in evidence.correct.items()
-        },
-        "backends": [_backend(comparison) for comparison in evidence.comparisons],
-    }
-
-
-def _backend(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "name": comparison.name,
-        "source": comparison.source,
-        "verdict": comparison.verdict,
-        "reason": comparison.reason(),
-        "flips": comparison.flips,
-        "seeds": sum(layer.seeds for layer in comparison.layers.values()),
-        "violations": sum(layer.violations for layer in comparison.layers.values()),
-        "neuron_steps": comparison.neuron_steps,
-        "first_divergence": comparison.first_divergence,
-        "argmax_differences": comparison.argmax_differences,
-        "logits": {
-            "max_abs_difference": comparison.logits_max_difference,
-            "outside_bound": comparison.logits_outside_bound,
-        },
-        "layers": [_layer(layer, comparison.samples) for layer in comparison.layers.values()],
-    }
-
-
-def _layer(layer: LayerTally, samples: int) -> dict[str, Any]:
-    steps = layer.neurons * samples
-
-    def rate(spikes: NDArray[np.int64]) -> list[float]:
-        return [float(n) / steps for n in spikes]
-
-    return {
-        "name": layer.name,
-        "neurons": layer.neurons,
-        "flips": layer.flips.tolist(),
-        "seeds": layer.seeds,
-        "violations": layer.violations,
-        "firing_rate_reference": rate(layer.reference),
-        "firing_rate_candidate": rate(layer.candidate),
-    }
+        return compare(
+            reference.graph,
+            backend,
+            candidates,
+            inputs.batches(),
+            reference.bias_magnitude,
+            certify=reference.certify,
+            watch=watch,
+        )

@@ -16,7 +16,8 @@ from tser.config import NeuronConfig, StudentConfig
 from tser.deploy.backends import NirBackend, TorchBackend
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import open_nir
-from tser.deploy.onnx_backend import OnnxBackend, OnnxModel
+from tser.deploy.onnx_backend import OnnxBackend
+from tser.deploy.onnx_model import OnnxModel
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.deploy.weights_effect import float16_effect, random_inputs
 from tser.errors import InputFileError, UsageError

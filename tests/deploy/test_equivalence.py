@@ -16,8 +16,9 @@ from tests.graphs import DT, TAU, Array, dyadic, full, lif, network, view
 from tser.config import NeuronConfig, StudentConfig
 from tser.deploy.backends import Backend, NirBackend, TorchBackend, Trace
 from tser.deploy.certificate import Audit
-from tser.deploy.equivalence import Comparison, Evidence, compare
+from tser.deploy.equivalence import compare
 from tser.deploy.onnx_backend import OnnxBackend, session
+from tser.deploy.tally import Comparison, Evidence
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower
@@ -435,8 +436,12 @@ def test_accuracy_after_every_step() -> None:
 
 def test_logits_of_another_shape_are_another_network() -> None:
     graph, x = _graph(_nodes(0, _normal)), np.zeros((2, 12), np.float32)
-    with pytest.raises(InputFileError, match=r"a tape gives logits of shape \(5, 2, 7\)"):
-        _judge(graph, Recorded([_silence(2)]), Recorded([_silence(2, classes=7)]), x)
+    wrong, right = Recorded([_silence(2, classes=7)] * 2), Recorded([_silence(2)] * 2)
+    evidence = compare(graph, right, [wrong, right], [(x, None)])
+    broken, good = evidence.comparisons
+    assert "a tape gives logits of shape (5, 2, 7)" in broken.reason()
+    assert (broken.verdict, broken.layers, good.verdict) == ("E3", {}, "E0")
+    assert evidence.verdict == "E3"
 
 
 # --- neurons without a bound ---------------------------------------------------------------

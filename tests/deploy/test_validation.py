@@ -22,7 +22,8 @@ from tser.config_file import dump_config
 from tser.data import load_data
 from tser.deploy.graph_file import check_suffix, is_compiled_from, open_nir
 from tser.deploy.inputs import data_for_graph, image_batches, rescaled
-from tser.deploy.validation import static_differences, validate
+from tser.deploy.static_check import static_differences
+from tser.deploy.validation import validate
 from tser.errors import InputFileError, UsageError
 from tser.export.export import export_nir, export_onnx
 from tser.export.lower import ExportError
@@ -85,7 +86,7 @@ def test_an_export_is_equivalent(document: dict[str, Any], runs: dict[str, Run])
     assert document["verdict"] in ("E0", "E1")
     assert document["static"] == {"identical": True, "differences": []}
     assert (document["schema_version"], document["split"], document["data"]) == (
-        1,
+        2,
         "test",
         "digits",
     )
@@ -136,9 +137,10 @@ def test_an_onnx_file_is_judged_on_its_own(runs: dict[str, Run]) -> None:
 def test_openvino_runs_beside_onnx_runtime(runs: dict[str, Run]) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     for path, others in ((runs["run"].nir, ["nir-f32"]), (runs["run"].onnx, [])):
-        found = validate(path, runs["run"], samples=SAMPLES, openvino=True)
+        names = [*others, "onnx", "openvino"]
+        found = validate(path, runs["run"], samples=SAMPLES, backends=names)
         assert found["verdict"] in ("E0", "E1")
-        assert [backend["name"] for backend in found["backends"]] == [*others, "onnx", "openvino"]
+        assert [backend["name"] for backend in found["backends"]] == names
         assert len({backend["source"] for backend in found["backends"][-2:]}) == 1
 
 
@@ -147,7 +149,7 @@ def test_openvino_that_is_not_installed_is_a_usage_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match=r"pip install 'tser\[openvino\]'"):
-        validate(runs["run"].onnx, runs["run"], samples=SAMPLES, openvino=True)
+        validate(runs["run"].onnx, runs["run"], samples=SAMPLES, backends=["openvino"])
 
 
 def test_a_stale_onnx_file_is_not_used(run: Run, runs: dict[str, Run]) -> None:
@@ -334,28 +336,43 @@ def _refused(path: Path, run: Run) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("other", ["wider", "deeper"])
-def test_a_graph_of_another_architecture_is_refused(runs: dict[str, Run], other: str) -> None:
-    assert "has other spiking layers than the student" in _refused(runs[other].nir, runs["run"])
+def test_a_graph_of_wider_layers_is_not_equivalent(runs: dict[str, Run]) -> None:
+    for path in (runs["wider"].nir, runs["wider"].onnx):
+        found = validate(path, runs["run"], samples=5)
+        assert found["verdict"] == "E3"
+        for backend in found["backends"]:
+            assert backend["layers"] == []
+            assert backend["reason"] == (
+                "layer 'stem_lif' has neurons of shape (4, 8, 8), the student has (3, 8, 8)"
+            )
 
 
-def test_a_model_of_another_architecture_is_refused(runs: dict[str, Run]) -> None:
-    assert "export of another network" in _refused(runs["wider"].onnx, runs["run"])
-    # One with a stage more has all the student's layers too, and is judged by its spikes.
-    assert validate(runs["deeper"].onnx, runs["run"], samples=5)["verdict"] == "E3"
+def test_a_graph_with_a_stage_more_is_judged_by_the_layers_of_the_student(
+    runs: dict[str, Run],
+) -> None:
+    for path in (runs["deeper"].nir, runs["deeper"].onnx):
+        assert validate(path, runs["run"], samples=5)["verdict"] == "E3"
 
 
-def test_a_model_of_other_timesteps_is_refused(runs: dict[str, Run]) -> None:
-    assert "logits of shape (2, 5, 10)" in _refused(runs["shorter"].onnx, runs["run"])
+def test_a_graph_of_other_layers_is_refused(runs: dict[str, Run]) -> None:
+    assert "has other spiking layers than the student" in _refused(runs["run"].nir, runs["deeper"])
 
 
-def test_a_graph_of_other_classes_is_refused(run: Run) -> None:
+def test_a_model_of_other_timesteps_is_not_equivalent(runs: dict[str, Run]) -> None:
+    found = validate(runs["shorter"].onnx, runs["run"], samples=5)
+    assert "logits of shape (2, 5, 10)" in found["backends"][0]["reason"]
+    assert found["verdict"] == "E3"
+
+
+def test_a_graph_of_other_classes_is_not_equivalent(run: Run) -> None:
     def fewer(graph: nir.NIRGraph) -> None:
         head = graph.nodes["readout"]
         graph.nodes["readout"] = nir.Affine(head.weight[:7], head.bias[:7])
         graph.nodes["output"] = nir.Output({"output": np.array([7])})
 
-    assert "logits of shape (3, 5, 7)" in _refused(_edited(run, fewer), run)
+    found = validate(_edited(run, fewer), run, samples=5)
+    assert found["verdict"] == "E3"
+    assert all("logits of shape (3, 5, 7)" in one["reason"] for one in found["backends"])
 
 
 def test_a_graph_of_other_images_is_refused(run: Run) -> None:

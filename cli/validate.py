@@ -214,11 +214,12 @@ def _show_layers(backends: list[dict[str, Any]]) -> None:
             if layer["certified_bound"]:
                 margin = f"{layer['certified_margin']:.2g} of {layer['certified_bound']:.2g}"
             good = not layer["violations"] and not layer["uncertified_seeds"]
+            mark = "-" if backend["uncertifiable"] else _mark(good)
             rows.append(
                 [
                     backend["name"],
                     layer["name"],
-                    _mark(good),
+                    mark,
                     f"{sum(layer['flips']):,}",
                     f"{layer['seeds']:,}",
                     margin,

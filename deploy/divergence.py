@@ -62,14 +62,19 @@ def first_divergence(
         reference, candidate = (audit.margins(node).value[:, sample] for audit in audits)
         result["window"] |= {
             "threshold": threshold,
-            "membrane_reference": [float(v[place]) + threshold for v in reference],
-            "membrane_candidate": [float(v[place]) + threshold for v in candidate],
+            "membrane_reference": [_finite(v[place]) + threshold for v in reference],
+            "membrane_candidate": [_finite(v[place]) + threshold for v in candidate],
         }
     except NotCertifiable:
         return result
-    result["v_minus_threshold"] = float(margins.value[index])
-    result["bound"] = float(margins.error[index])
+    result["v_minus_threshold"] = _finite(margins.value[index])
+    result["bound"] = _finite(margins.error[index])
     return result
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity."""
+    return float(np.clip(np.nan_to_num(value), -np.finfo(np.float32).max, np.finfo(np.float32).max))
 
 
 def _raster(

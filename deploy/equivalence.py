@@ -238,7 +238,7 @@ def _explain(
             tally.violations += int(wrong.sum())
             if wrong.any() and name not in comparison.diagnoses:
                 few = np.flatnonzero(_by_sample(wrong))[:MOST_DIAGNOSED]
-                found = diagnose(
+                diagnosis = diagnose(
                     judge.graph,
                     name,
                     judge.select(x, few),
@@ -246,8 +246,8 @@ def _explain(
                     judge.bias_magnitude,
                 )
                 if trace is traces[0]:
-                    found = replace(found, text=f"of the reference: {found.text}")
-                comparison.diagnoses[name] = found
+                    diagnosis = replace(diagnosis, text=f"of the reference: {diagnosis.text}")
+                comparison.diagnoses[name] = diagnosis
 
 
 def _compare_logits(comparison: Comparison, expected: NDArray[Any], actual: NDArray[Any]) -> None:

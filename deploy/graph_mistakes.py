@@ -158,7 +158,11 @@ def _flattened(graph: Graph, node: Node, between: list[Node]) -> list[Mistake]:
         seen: set[bytes] = {places.tobytes()}
         for order, axes in _ORDERS.items():
             read = places.transpose(axes).reshape(-1)
-            for columns in (np.argsort(read), read):
+            ways = (
+                (np.argsort(read), f"{linear.name!r} reads the features of {flat.name!r}"),
+                (read, f"the weights of {linear.name!r} stand"),
+            )
+            for columns, words in ways:
                 if columns.tobytes() in seen:
                     continue
                 seen.add(columns.tobytes())
@@ -166,8 +170,7 @@ def _flattened(graph: Graph, node: Node, between: list[Node]) -> list[Mistake]:
                 found.append(
                     Mistake(
                         f"flatten_order:{linear.name}",
-                        f"{linear.name!r} reads the features of {flat.name!r} in the order "
-                        f"{order}, not C, H, W",
+                        f"{words} in the order {order}, not C, H, W",
                         _changed(graph, changed),
                     )
                 )

@@ -56,12 +56,20 @@ def static_differences(expected: Graph, actual: Graph, whose: str = "the student
 def _extent(expected: Any, actual: Any) -> str:
     """In how many values, and by how much."""
     a, b = np.asarray(expected), np.asarray(actual)
-    if a.shape != b.shape:
-        return f": shape {b.shape}, not {a.shape}" if actual is not None else ": it is not there"
+    if actual is None:
+        return ": it is not there"
+    shapes = "" if a.shape == b.shape else f": shape {b.shape}, not {a.shape}"
     if a.dtype.kind not in "fiu" or b.dtype.kind not in "fiu":
-        return ""
-    apart = np.abs(a.astype(np.float64) - b)
-    return f" in {np.count_nonzero(apart):,} of {a.size:,} values, by at most {apart.max():.3g}"
+        return shapes
+    if shapes and b.size != 1:
+        return shapes
+    # One number for all neurons can be held against each of them.
+    apart = np.abs(a.astype(np.float64) - b.reshape(() if shapes else b.shape))
+    count = np.count_nonzero(apart)
+    values = f" in {count:,} of {a.size:,} values, by at most {apart.max(initial=0):.3g}"
+    if not shapes:
+        return values
+    return f"{shapes}{',' + values if count else ', the same values'}"
 
 
 def stated_differences(expected: Graph, actual: Graph, whose: str = "the student") -> list[str]:

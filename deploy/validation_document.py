@@ -83,6 +83,7 @@ def _backend(comparison: Comparison) -> dict[str, Any]:
             for name, found in comparison.diagnoses.items()
         ],
         "remark": comparison.remark,
+        "uncertifiable": comparison.uncertifiable,
         "not_replayed": comparison.not_replayed,
         "argmax_differences": comparison.argmax_differences,
         "logits": {

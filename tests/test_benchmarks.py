@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("script", ["ablation", "training_step", "import_time"])
+@pytest.mark.parametrize("script", ["ablation", "training_step", "import_time", "interpreter"])
 def test_the_tables_are_up_to_date(script: str) -> None:
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "table", "--check"],

@@ -115,9 +115,9 @@ def test_a_flip_changes_only_the_layers_that_read_it(
     graph = GRAPHS[name]()
     x, spikes = _recorded(graph)
     seen: set[str] = set()
-    for place in np.ndindex(BATCH, *graph.nodes[changed].output_shape):
+    for place in np.ndindex(*graph.nodes[changed].output_shape):
         flipped = {**spikes, changed: spikes[changed].copy()}
-        flipped[changed][0][place] ^= True
+        flipped[changed][0, 1][place] ^= True
         seen |= _differing(replay(graph, x, flipped), spikes)
     assert seen == read_by
 

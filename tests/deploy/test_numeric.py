@@ -31,7 +31,19 @@ def _apply(op: Any, x: Array) -> Array:
 def test_convolution(case: tuple[Any, Shape], count: int) -> None:
     op, shape = case
     x = dyadic(np.random.default_rng(count), (count, *shape))
-    np.testing.assert_array_equal(_apply(op, x), convolved(op, x))
+    expected = convolved(op, x)
+    np.testing.assert_array_equal(_apply(op, x), expected)
+    np.testing.assert_array_equal(_apply(op, x.astype(np.float64)), expected)
+
+
+def test_what_may_not_be_written_is_read() -> None:
+    """Weights of a file may be read-only, and values that are constant over time are a view."""
+    x, op = dyadic(RNG, (1, 2, 6, 6)), conv(dyadic(RNG, (3, 2, 3, 3)), None)
+    expected = _apply(op, np.repeat(x, 4, 0))
+    op.weight.flags.writeable = op.bias.flags.writeable = False
+    np.testing.assert_array_equal(_apply(op, np.broadcast_to(x, (4, 2, 6, 6))), expected)
+    linear = nir.Linear(np.broadcast_to(np.float32(2), (3, 6)))
+    np.testing.assert_array_equal(_apply(linear, x), np.repeat(2 * x.sum(-1, keepdims=True), 3, -1))
 
 
 @ANY
@@ -55,14 +67,26 @@ def test_the_input_decides_the_precision(dtype: type[np.floating[Any]]) -> None:
     error = np.abs(result - convolved(op, x.astype(np.float64))).max()
     assert error < 1e-5 if dtype is np.float32 else error < 1e-13
     affine = nir.Affine(weight=RNG.normal(size=(2, 5)), bias=RNG.normal(size=2))
-    assert _apply(affine, x).dtype == dtype
+    found = _apply(affine, x)
+    assert found.dtype == dtype
+    error = np.abs(found - (x.astype(np.float64) @ affine.weight.T + affine.bias)).max()
+    assert error < 1e-5 if dtype is np.float32 else error < 1e-13
 
 
 def test_a_batch_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, op = dyadic(RNG, (7, 2, 6, 6)), conv(dyadic(RNG, (3, 2, 3, 3)), None, padding=1)
-    whole = _apply(op, x)
-    monkeypatch.setattr(numeric, "CHUNK", 2 * 36 * 18)  # two samples at a time
+    x = dyadic(RNG, (7, 2, 6, 6)).astype(np.float64)
+    op = conv(dyadic(RNG, (3, 2, 3, 3)), None, padding=1)
+    whole, sizes = _apply(op, x), []
+
+    def counted(part: Array, geometry: Any) -> Array:
+        sizes.append(len(part))
+        return windows(part, geometry)
+
+    windows = numeric.windows
+    monkeypatch.setattr(numeric, "windows", counted)
+    monkeypatch.setattr(numeric, "CHUNK", 2 * 36 * 18)
     np.testing.assert_array_equal(_apply(op, x), whole)
+    assert sizes == [2, 2, 2, 1]
 
 
 def test_affine_linear_and_scale() -> None:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tests.graphs import DT, Array, conv, dyadic, flatten, full, lif, network, pool, spikes, view
+from tests.graphs import DT, TAU, Array, conv, dyadic, flatten, full, lif, network, pool, spikes, view
 from tests.nodes import CASES, cuba, varied
 from tser.deploy.backends import NirBackend
 from tser.deploy.interpreter import run
@@ -258,7 +258,8 @@ def test_membranes_are_those_that_the_threshold_sees(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_no_output_needs_is_left_out(form: Form) -> None:
-    nodes = {"lif": lif(2), "aside": lif(2)}
+    aside = nir.LI(full(2, TAU), full(2, 1), full(2, 0))
+    nodes = {"lif": lif(2), "aside": aside}
     edges = [("input", "lif"), ("lif", "aside"), ("lif", "output")]
     graph = resolve(network((2,), nodes, edges, (2,)))
     model = compile_onnx(graph, 3, options=OnnxOptions(form))
@@ -343,7 +344,7 @@ def test_spikes_that_come_too_late_for_the_output_are_there(form: Form) -> None:
     nodes = {
         "first": lif(3),
         "wait": nir.Delay(full(3, 2 * DT)),
-        "last": lif(3),
+        "last": lif(3, v_th=0.25),
         "aside": lif(3, v_th=0.25),
     }
     edges = [("input", "first"), ("first", "wait"), ("wait", "last"), ("last", "output")]

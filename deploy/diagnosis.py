@@ -35,7 +35,7 @@ from tser.export.graph import NEURONS, Graph, Node
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-TIME_STEPS = (10.0, 0.1, 2.0, 0.5)
+TIME_STEPS = (10.0, 0.1, 2.0, 0.5, 1000.0, 0.001)
 """Times the stated dt."""
 BUDGET = 2**15
 """Neurons times steps that all rules are held against; those that pass, against all."""

@@ -20,8 +20,10 @@ from tser.export.graph import Graph
 Bools = NDArray[np.bool_]
 Batch = tuple[NDArray[Any], NDArray[Any] | None]
 
-MOST_DIAGNOSED = 4
+LEAST_DIAGNOSED, MOST_DIAGNOSED = 4, 32
 """Samples on which wrong rules are tried."""
+EVIDENCE = 2**14
+"""Spikes that tell rules apart: of a layer with fewer, more samples are taken."""
 LOGITS = ""
 """Under which a diagnosis of the logits is kept."""
 NO_GRAPH = "no .nir graph is at hand that rounding could be bounded on"
@@ -163,7 +165,7 @@ def _compare_batch(
                 off = ~(np.abs(trace.logits - bounded.value) <= bounded.error)  # NaN is off
                 comparison.logits_outside_bound += int(off.sum())
                 if off.any() and trace is actual and LOGITS not in comparison.diagnoses:
-                    few = np.flatnonzero(_by_sample(off))[:MOST_DIAGNOSED]
+                    few = _diagnosed(off)
                     comparison.diagnoses[LOGITS] = diagnose_logits(
                         judge.graph,
                         judge.select(x, few),
@@ -207,6 +209,13 @@ def _by_sample(flips: Bools) -> Bools:
     return np.asarray(np.moveaxis(flips, 1, 0).reshape(flips.shape[1], -1).any(1))
 
 
+def _diagnosed(wrong: Bools) -> NDArray[np.intp]:
+    """The samples, of those with something wrong, on which rules are tried."""
+    size = wrong.size // wrong.shape[1]
+    most = min(max(LEAST_DIAGNOSED, EVIDENCE // size), MOST_DIAGNOSED)
+    return np.flatnonzero(_by_sample(wrong))[:most]
+
+
 def _selected(trace: Trace, samples: NDArray[np.intp]) -> Trace:
     spikes = {name: value[:, samples] for name, value in trace.spikes.items()}
     return Trace(trace.logits[:, samples], spikes)
@@ -231,13 +240,13 @@ def _explain(
         raise NotCertifiable(NO_GRAPH)
     if not replay_seeds(comparison, backend, x, traces[0], audits[0]):
         undisturbed_seeds(comparison, flipped, audits)
-    for name in flipped:
+    for name in _touched(judge.graph, list(comparison.layers), flipped):
         tally, node = comparison.layers[name], judge.graph.nodes[name]
         for trace, audit in zip(traces[::-1], audits[::-1], strict=True):
             wrong = violations(audit.margins(node), trace.spikes[name])
             tally.violations += int(wrong.sum())
             if wrong.any() and name not in comparison.diagnoses:
-                few = np.flatnonzero(_by_sample(wrong))[:MOST_DIAGNOSED]
+                few = _diagnosed(wrong)
                 diagnosis = diagnose(
                     judge.graph,
                     name,
@@ -248,6 +257,13 @@ def _explain(
                 if trace is traces[0]:
                     diagnosis = replace(diagnosis, text=f"of the reference: {diagnosis.text}")
                 comparison.diagnoses[name] = diagnosis
+
+
+def _touched(graph: Graph, layers: list[str], flipped: dict[str, Bools]) -> list[str]:
+    """Layers that a flip may reach, also those that happen to fire as before."""
+    if graph.recurrent:
+        return layers
+    return layers[min(layers.index(name) for name in flipped) :]
 
 
 def _compare_logits(comparison: Comparison, expected: NDArray[Any], actual: NDArray[Any]) -> None:

@@ -325,6 +325,18 @@ def test_what_differs_between_two_graphs() -> None:
     assert static_differences(a, a) == []
 
 
+def test_one_number_for_all_neurons_is_held_against_each_of_them() -> None:
+    """As Norse writes them; the shape alone would hide that tau is wrong."""
+    stated = lif(3, tau=0.002, v_th=0.5)
+    one = nir.LIF(*(np.float32(v) for v in (2e-6, 1, 0, 0.5)), v_reset=np.float32(0))
+    found = static_differences(view((3,), {"lif": stated}), view((3,), {"lif": one}))
+    assert (
+        "lif.tau differs from the student: shape (), not (3,), in 3 of 3 values, by at most 0.002"
+        in found
+    )
+    assert "lif.v_threshold differs from the student: shape (), not (3,), the same values" in found
+
+
 # --- files that cannot be judged -----------------------------------------------------------
 
 

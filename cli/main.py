@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from tser import __version__
+from tser.cli.compare import compare
 from tser.cli.distill import distill
 from tser.cli.energy import energy
 from tser.cli.env import env
 from tser.cli.eval import evaluate
 from tser.cli.export import export
+from tser.cli.fit import fit
 from tser.cli.inspect import inspect
 from tser.cli.presets import presets
 from tser.cli.report import report
@@ -54,9 +56,11 @@ app.command("eval")(evaluate)
 app.command("export")(export)
 app.command("validate")(validate)
 app.command("energy")(energy)
+app.command("fit")(fit)
 app.command("inspect")(inspect)
 app.command("run")(run)
 app.command("report")(report)
+app.command("compare")(compare)
 app.add_typer(presets)
 app.command("targets")(targets)
 app.command("env")(env)

@@ -53,6 +53,7 @@ def line_chart(
     percentages: bool = False,
     logarithmic: bool = False,
     from_zero: bool = False,
+    engineering: str | None = None,
     level: tuple[str, float] | None = None,
 ) -> str:
     """Lines over whole numbers, such as steps or epochs.
@@ -66,6 +67,7 @@ def line_chart(
         percentages: values are shares of 1.
         logarithmic: values are positive and span decades.
         from_zero: the y axis begins at 0.
+        engineering: y in this unit with prefixes (k, M, µ, n); "" for a count.
         level: a dashed line across, with its label.
     """
 
@@ -93,13 +95,15 @@ def line_chart(
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
+        if engineering is not None:
+            axes.yaxis.set_major_formatter(EngFormatter(engineering))
         if percentages:
-            _shares(axes.yaxis)
+            shares(axes.yaxis)
             low, high = axes.get_ylim()
             axes.set_ylim(low, min(high, 1 + 0.04 * (1 - low)))
         if from_zero:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        _legend(figure, axes)
+        legend(figure, axes)
 
     return inline_svg(key, title, (5.0, 3.2), draw)
 
@@ -137,7 +141,7 @@ def exit_chart(
         axes.set(xlabel="mean steps used", ylabel="test accuracy")
         axes.margins(0.06, 0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-        _shares(axes.yaxis)
+        shares(axes.yaxis)
         for threshold, mean, right in _apart(exits, axes):
             axes.annotate(
                 f"{threshold:g}",
@@ -148,7 +152,7 @@ def exit_chart(
                 fontsize=8,
                 color=SERIES[0],
             )
-        _legend(figure, axes)
+        legend(figure, axes)
 
     return inline_svg(key, title, (5.0, 3.2), draw, hints)
 
@@ -200,9 +204,9 @@ def rate_chart(
                 label=shown.get(t),
             )
         axes.set_xlabel(x_label)
-        _shares(axes.xaxis)
+        shares(axes.xaxis)
         axes.set_xlim(left=0)
-        _legend(figure, axes)
+        legend(figure, axes)
 
     return inline_svg(key, title, (5.4, 1.0 + 0.27 * len(layers)), draw)
 
@@ -239,7 +243,7 @@ def operations_chart(
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlim(left=0)
-        _legend(figure, axes)
+        legend(figure, axes)
 
     return inline_svg(key, title, (5.4, 1.0 + 0.27 * len(layers)), draw)
 
@@ -287,13 +291,14 @@ def _rows(figure: Figure, names: list[str]) -> Axes:
     return axes
 
 
-def _shares(axis: Axis) -> None:
+def shares(axis: Axis) -> None:
     """Shares of 1 as percentages, with no more digits than they need."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axis.set_major_locator(MaxNLocator(nbins=6))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
+    """A legend above the axes, where more than one artist is labelled."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = 3 if len(handles) == 3 else 2

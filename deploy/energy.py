@@ -1,212 +1,186 @@
-"""Price operation counts with published figures; what has no figure stays unpriced."""
+"""Price operation counts with published figures; what has no figure stays unpriced.
+
+The plain model: every operation times its figure. The memory-aware one is in `memory_model`.
+"""
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from tser.config_file import nearest
+from tser.deploy.bills import Amount, Bill, Item, LayerBill, amount, total
 from tser.deploy.counting import LayerCount, OperationCount
-from tser.errors import InputFileError, UsageError
+from tser.deploy.target_files import Charge, Figure, Target, load_target, target_names
 
-PICOJOULE = 1e-12
-Charge = Literal["accumulate", "multiply_accumulate", "neuron_update_driven", "neuron_update_idle"]
-FirstLayer = Literal["charge", "host"]
+__all__ = [
+    "Assumptions",
+    "Bill",
+    "Charge",
+    "Figure",
+    "FirstLayer",
+    "Target",
+    "charges",
+    "load_target",
+    "price",
+    "target_names",
+]
 
-
-class Figure(BaseModel):
-    """One published energy figure."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    value_pj: float = Field(gt=0)
-    """Energy of one operation [pJ]."""
-    unit: str
-    """What the operation is."""
-    operating_point: str
-    """Process, voltage, clock, as far as stated."""
-    scope: str
-    """What the figure includes and what not."""
-    evidence: Literal["measured", "simulated", "vendor", "derived"]
-    """How it was obtained."""
-    second_hand: bool
-    """Read in a work that cites the source, not in the source."""
-    source: str
-    """Publication."""
-
-
-class Target(BaseModel):
-    """A chip or process: which figure is charged for which operation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    schema_version: Literal[1]
-    """Version of this format."""
-    name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    """Short name, as typed after --target."""
-    title: str
-    """Full name."""
-    process_nm: int = Field(gt=0)
-    """Process node [nm]."""
-    left_out: tuple[str, ...]
-    """What a total does not include, in words."""
-    charges: dict[Charge, str]
-    """Operation -> figure; an empty string: charged, but no figure is published."""
-    figures: dict[str, Figure]
-    """Figures by name."""
-
-    @model_validator(mode="after")
-    def _known(self) -> Target:
-        for charge, figure in self.charges.items():
-            if figure and figure not in self.figures:
-                raise ValueError(f"{charge} is charged with {figure!r}, which is no figure here")
-        return self
-
-    def figure(self, charge: Charge) -> Figure | None:
-        """The figure that ``charge`` is charged with, None when none is published."""
-        return self.figures.get(self.charges.get(charge, ""))
+FirstLayer = Literal["charge", "once", "host"]
+Place = Literal["priced", "unpriced", "inside", "left_out"]
+ROUTING: tuple[Charge, ...] = ("spike", "spike_hop")
+NO_MEMORY = "memory accesses, which cost more than the arithmetic: --model memory"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One priced (or unpriced) line of a target's bill, per inference.
+class Assumptions:
+    """What a bill needs to know beside the counts.
 
     Attributes:
-        charge: which operation.
-        count: operations per inference.
-        joules: energy per inference [J], None when no figure is published.
-        figure: the figure used.
+        first_layer: layers with analog input are charged at every step, "once" an inference (the
+            target holds their current), or run on a "host".
+        hops: mean hops of a spike between cores; None: not known.
+        latency: time of one inference [s]; None: not known.
     """
 
-    charge: str
-    count: float
-    joules: float | None
-    figure: Figure | None
-
-
-@dataclass(frozen=True)
-class Bill:
-    """Energy of one inference on one target.
-
-    Attributes:
-        target: priced for.
-        items: lines.
-        energy_joules: total [J]; None while a charged line is unpriced.
-        priced_joules: sum of the priced lines [J].
-        unpriced: charged operations without a figure, in words.
-        left_out: what the total does not include, in words.
-    """
-
-    target: Target
-    items: list[Item]
-    energy_joules: float | None
-    priced_joules: float
-    unpriced: list[str]
-    left_out: list[str]
-
-
-def target_names() -> list[str]:
-    """Names of the targets that ship with tser."""
-    folder = resources.files("tser.deploy") / "targets"
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
-
-
-def load_target(name: str) -> Target:
-    """A target that ships with tser.
-
-    Raises:
-        UsageError: no such target.
-        InputFileError: its file is not valid.
-    """
-    if name not in target_names():
-        raise UsageError(
-            f"there is no target {name!r}{nearest(name, target_names())}; "
-            f"targets are {', '.join(target_names())}"
-        )
-    text = (resources.files("tser.deploy") / "targets" / f"{name}.toml").read_text("utf-8")
-    try:
-        return Target.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise InputFileError(f"the target file {name}.toml is not valid: {reason}") from error
+    first_layer: FirstLayer = "charge"
+    hops: float | None = None
+    latency: float | None = None
 
 
 def charges(row: LayerCount, first_layer: FirstLayer = "charge") -> dict[Charge, int]:
-    """Operations of one layer, over all samples, by what they are charged as.
+    """Operations of one row, over all samples, by what they are charged as.
 
     Args:
         row: exact counts.
-        first_layer: "host" leaves out a layer with analog input, which then runs elsewhere.
+        first_layer: see `Assumptions`; bias adds of such a layer follow its MACs.
     """
+    macs, bias = row.macs, row.bias_adds
+    if row.operation == "MAC" and first_layer == "once":
+        macs, bias = row.macs_once, bias // max(1, len(row.events))
+    elif row.operation == "MAC" and first_layer == "host":
+        macs, bias = 0, 0
     return {
         "accumulate": int(row.sop_structural.sum()) if row.operation == "AC" else 0,
-        "multiply_accumulate": row.macs if first_layer == "charge" else 0,
+        "multiply_accumulate": macs,
+        "bias_add": bias,
         "neuron_update_driven": row.neuron_updates_driven,
         "neuron_update_idle": row.neuron_updates - row.neuron_updates_driven,
     }
 
 
-def layer_joules(
-    row: LayerCount, samples: int, target: Target, first_layer: FirstLayer = "charge"
-) -> float | None:
-    """Energy of one layer per inference [J]; None while one of its operations has no figure."""
-    total = 0.0
-    for charge, count in charges(row, first_layer).items():
-        figure = target.figure(charge)
-        if count and figure is None:
-            return None
-        total += count / samples * figure.value_pj * PICOJOULE if figure else 0.0
-    return total
-
-
-def price(counts: OperationCount, target: Target, first_layer: FirstLayer = "charge") -> Bill:
+def price(counts: OperationCount, target: Target, assumptions: Assumptions | None = None) -> Bill:
     """Energy of one inference.
 
     Args:
         counts: exact totals over samples.
         target: figures.
-        first_layer: see ``charges``.
+        assumptions: about the run; default: nothing is known of hops and time.
 
     Returns:
-        The itemised bill; its total is None while a charged operation has no figure, or while
-        ``counts`` has gaps.
+        The itemised bill; it has no total while a charged operation has no figure, while routing
+        is published but ``hops`` is not known, or while ``counts`` has gaps.
     """
-    items: list[Item] = []
-    unpriced = [
-        f"{gap['name']} ({gap['kind']}): not counted, {gap['reason']}" for gap in counts.gaps
+    known = assumptions or Assumptions()
+    rows = [
+        {**charges(row, known.first_layer), "spike": sent}
+        for row, sent in zip(counts.layers, senders(counts), strict=True)
     ]
-    rows = [charges(row, first_layer) for row in counts.layers]
-    for charge in get_args(Charge):
-        count = sum(row[charge] for row in rows) / counts.samples
-        if not count:
+    items: list[Item] = []
+    words: dict[str, list[str]] = {"unpriced": gap_lines(counts), "inside": [], "left_out": []}
+    words["left_out"] += target.left_out
+    if target.kind == "process":
+        words["left_out"].append(NO_MEMORY)
+    omitted: dict[str, list[str]] = {}
+    for charge, count in _counted(rows, counts.samples, known).items():
+        if not count and charge != "static":
             continue
+        if charge in target.omitted:
+            omitted.setdefault(target.omitted[charge], []).append(charge.replace("_", " "))
+            continue
+        where, text = _placed(charge, target, known)
+        if where in ("priced", "unpriced"):
+            figure = target.figure(charge)
+            energy = amount(count, figure) if figure and where == "priced" else None
+            items.append(Item(charge, count, energy, figure))
+        if where != "priced":
+            words[where].append(f"{charge.replace('_', ' ')}{text}")
+    words["left_out"] += [f"{', '.join(names)}: {why}" for why, names in omitted.items()]
+    words["left_out"] += hosted(counts, known.first_layer)
+    layers = [
+        LayerBill(row.name, _row_energy(charged, counts.samples, target, known))
+        for row, charged in zip(counts.layers, rows, strict=True)
+    ]
+    return Bill(target, items, layers, words["unpriced"], words["inside"], words["left_out"])
+
+
+def _counted(
+    rows: list[dict[Charge, int]], samples: int, known: Assumptions
+) -> dict[Charge, float]:
+    """What is charged per inference; hops count as one each while they are not known."""
+    every: tuple[Charge, ...] = get_args(Charge)
+    counted = {charge: sum(row.get(charge, 0) for row in rows) / samples for charge in every}
+    counted["spike_hop"] = counted["spike"] * (1.0 if known.hops is None else known.hops)
+    counted["static"] = known.latency or 0.0
+    return counted
+
+
+def _placed(charge: Charge, target: Target, known: Assumptions) -> tuple[Place, str]:
+    """Where a charge stands in the bill, and what is said of it there."""
+    figure = target.figure(charge)
+    if charge in target.inside:
+        return "inside", f": inside the figure of {target.inside[charge].replace('_', ' ')}"
+    if figure is None:
+        if charge in (*ROUTING, "static"):
+            return "left_out", ": no published figure"
+        return "unpriced", f": no published figure for {target.title}"
+    if charge == "spike_hop" and known.hops is None:
+        why = "how many hops a spike takes follows from the placement: add --hops N"
+        return "unpriced", f": {figure.text} per {figure.per}; {why}"
+    if charge == "static" and known.latency is None:
+        why = "needs the time of an inference, --latency SECONDS"
+        return "left_out", f" power, {figure.text} per {figure.per}: {why}"
+    return "priced", ""
+
+
+def _row_energy(
+    charged: dict[Charge, int], samples: int, target: Target, known: Assumptions
+) -> Amount | None:
+    """Energy of one row per inference [J]; None while one of its operations has no price."""
+    parts = []
+    hops: dict[Charge, int] = {"spike_hop": charged["spike"]}
+    for charge, whole in (charged | hops).items():
         figure = target.figure(charge)
-        if figure is None:
-            items.append(Item(charge, count, None, None))
-            unpriced.append(f"{charge.replace('_', ' ')}: no published figure for {target.title}")
-        else:
-            items.append(Item(charge, count, count * figure.value_pj * PICOJOULE, figure))
-    priced = sum(item.joules for item in items if item.joules is not None)
-    left_out = list(target.left_out)
-    if first_layer == "host":
-        analog = [row.name for row in counts.layers if row.operation == "MAC"]
-        left_out += [f"{name}: analog input, computed on a host" for name in analog]
-    return Bill(target, items, None if unpriced else priced, priced, unpriced, left_out)
+        if not whole or charge in target.inside or charge in target.omitted:
+            continue
+        if figure is None and charge in ROUTING:
+            continue
+        if figure is None or (charge == "spike_hop" and known.hops is None):
+            return None
+        times = (known.hops or 0.0) if charge == "spike_hop" else 1.0
+        parts.append(amount(whole / samples * times, figure))
+    return total(parts)
 
 
-def ann_twin(counts: OperationCount) -> dict[str, Any]:
-    """The same architecture as a conventional network: every connection once, as a MAC.
+def senders(counts: OperationCount) -> list[int]:
+    """Spikes that each row sends on, over all samples; a layer that nothing reads sends none."""
+    read = {row.source for row in counts.layers if row.kind != "neuron"}
+    return [
+        int(row.events.sum()) if row.kind == "neuron" and row.name in read else 0
+        for row in counts.layers
+    ]
 
-    Returns:
-        The target, MACs of one inference and their energy on 45 nm CMOS [J], arithmetic alone.
-    """
-    macs = sum(row.ann_macs for row in counts.layers)
-    figure = load_target("cmos45").figures["mac_fp32"]
-    return {
-        "target": "cmos45",
-        "macs": macs,
-        "energy_joules": macs * figure.value_pj * PICOJOULE,
-        "figure": figure.model_dump(),
-    }
+
+def gap_lines(counts: OperationCount) -> list[str]:
+    """What was not counted, in words."""
+    return [f"{gap['name']} ({gap['kind']}): not counted, {gap['reason']}" for gap in counts.gaps]
+
+
+def hosted(counts: OperationCount, first_layer: FirstLayer) -> list[str]:
+    """How layers with analog input are dealt with where they are not charged in full, in words."""
+    words = {
+        "charge": "",
+        "once": "analog input, computed once an inference and held",
+        "host": "analog input, computed on a host",
+    }[first_layer]
+    analog = [row.name for row in counts.layers if row.operation == "MAC"]
+    return [f"{name}: {words}" for name in analog] if words else []

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,18 @@ BATCH = 100
 
 
 def image_batches(
-    data: ImageData, samples: int | None, batch_size: int = BATCH
+    data: ImageData,
+    samples: int | None,
+    batch_size: int = BATCH,
+    split: Literal["test", "val"] = "test",
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Normalised test images and labels.
+    """Normalised images and labels.
 
     Args:
         data: a loaded data set.
         samples: the first so many; None: all.
         batch_size: B.
+        split: which images.
 
     Yields:
         ``x [B, C, H, W]``, or frames ``[T, B, C, H, W]``, float32, and ``labels [B]``.
@@ -37,7 +41,8 @@ def image_batches(
     """
     if samples is not None and samples < 1:
         raise UsageError(f"--samples must be at least 1, got {samples}")
-    for images, labels in batches_in_order(data, data.test, batch_size, samples):
+    chosen = data.val if split == "val" else data.test
+    for images, labels in batches_in_order(data, chosen, batch_size, samples):
         yield images.numpy(), labels.numpy()
 
 

@@ -111,11 +111,13 @@ class Chart:
     Attributes:
         svg: from ``tser.deploy.charts``, which escapes what it draws; goes into the page as it is.
         caption: what there is to see.
+        wide: keeps its size on a narrow screen, where it is scrolled.
     """
 
     type: ClassVar[str] = "chart"
     svg: str
     caption: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,29 @@ class Picture:
     address: str
     description: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small images in rows, as many as there is room for."""
+
+    type: ClassVar[str] = "gallery"
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Publications, numbered from 1: what each is, and its ``https:`` address or ""."""
+
+    type: ClassVar[str] = "sources"
+    text: str
+    items: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse addresses that a click must not open: ``javascript:`` would run."""
+        for _, address in self.items:
+            if address and not address.startswith("https://"):
+                raise ValueError(f"{address!r} is not an https address")
 
 
 @dataclass(frozen=True)
@@ -164,6 +189,8 @@ Block = (
     | Bullets
     | Chart
     | Picture
+    | Gallery
+    | Sources
     | Code
     | Group
     | Details
@@ -230,3 +257,17 @@ def joules(value: float | None) -> str:
     '34.9\xa0µJ'
     """
     return format_joules(value).replace(" ", NBSP)
+
+
+def span(value: float | None, low: float | None, high: float | None) -> str:
+    r"""An energy [J] with its range, if it has one; without ends it is unpriced.
+
+    >>> span(2.6e-8, 2.5e-9, 2.6e-8), span(None, 3e-12, 4e-12), span(None, None, None)
+    ('26\xa0nJ (2.5\xa0nJ – 26\xa0nJ)', '3\xa0pJ – 4\xa0pJ', 'unpriced')
+    """
+    if low is None or high is None:
+        return joules(None)
+    least, most = joules(low), joules(high)
+    ends = least if least == most else f"{least} – {most}"
+    middle = ends if value is None else joules(value)
+    return middle if middle == ends else f"{middle} ({ends})"

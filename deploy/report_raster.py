@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tser.data import ImageData
 from tser.deploy.charts import raster_chart
-from tser.deploy.inputs import data_for_graph, image_batches
+from tser.deploy.inputs import image_batches
 from tser.deploy.interpreter import run as execute
 from tser.deploy.report_blocks import (
     Chart,
@@ -24,9 +24,8 @@ from tser.deploy.report_blocks import (
     number,
     step,
 )
+from tser.deploy.report_images import images_of, picture_of
 from tser.deploy.report_results import Commands, Results, missing
-from tser.deploy.report_svg import picture
-from tser.errors import UsageError
 from tser.export.graph import Graph
 
 SHOWN = 60
@@ -44,12 +43,9 @@ def raster(results: Results, root: Path | None = None) -> Section:
     if graph is None:
         note = missing("Not exported yet", Commands(results.run).export_nir)
         return Section("raster", title, (note,))
-    configured = results.config.data
-    folder = root or (Path(configured.root) if configured.root else None)
-    try:
-        data = data_for_graph(graph, configured.name, folder, str(results.run.nir))
-    except UsageError as error:
-        return Section("raster", title, (Note(f"Not drawn: {error}"),))
+    data = images_of(results, root)
+    if isinstance(data, Note):
+        return Section("raster", title, (data,))
     x, labels = next(image_batches(data, 1))
     steps = graph.timesteps or results.config.student.timesteps
     layers = [node.name for node in graph.spiking]
@@ -72,7 +68,7 @@ def raster(results: Results, root: Path | None = None) -> Section:
     )
     label = names[int(labels[0])] if int(labels[0]) < len(names) else str(int(labels[0]))
     image = Picture(
-        _first_picture(data),
+        picture_of(data, torch.tensor([0])),
         f"Test image 0 of {data.name}, of class {label}",
         f"Test image 0 of {data.name}: class {label}."
         + (f" Its {data.frames} frames, averaged." if data.frames else ""),
@@ -87,15 +83,6 @@ def raster(results: Results, root: Path | None = None) -> Section:
             Chart(chart, "A panel a layer: a row is a neuron, a column a step, a dash a spike."),
         ),
     )
-
-
-def _first_picture(data: ImageData) -> str:
-    """The first test image; of frames, the size of their mean, the largest being white."""
-    image = data.test.images_at(torch.tensor([0]))[0].numpy()
-    if data.frames is None:
-        return picture(image, data.max_value)
-    mean = np.abs(image.astype(np.float64).mean(0))
-    return picture((255 * mean / (mean.max() or 1)).astype(np.uint8), 255)
 
 
 def class_names(graph: Graph, data: ImageData, classes: int) -> list[str]:

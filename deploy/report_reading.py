@@ -69,7 +69,8 @@ def _fault(error: ValidationError) -> str:
         if problem["loc"] == ("schema_version",):
             given = problem["input"]
             if problem["type"] == "literal_error":
-                return f"has schema_version {given!r}, this version of tser reads 1"
+                wanted = problem["ctx"]["expected"]
+                return f"has schema_version {given!r}, this version of tser reads {wanted}"
             return "states no schema_version"
     first = problems[0]
     if first["type"] == "json_invalid":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,14 +11,10 @@ from typing import Literal
 from tser.config import RunConfig
 from tser.deploy.graph_file import open_nir
 from tser.deploy.report_blocks import Note
-from tser.deploy.report_files import (
-    EnergyResult,
-    Environment,
-    Epoch,
-    Evaluation,
-    ValidationResult,
-)
+from tser.deploy.report_energy_file import EnergyResult
+from tser.deploy.report_files import Environment, Epoch, Evaluation
 from tser.deploy.report_reading import read_document, read_epochs
+from tser.deploy.report_validation_file import ValidationResult
 from tser.export.graph import Graph
 from tser.runs import Run, find_run
 
@@ -70,7 +67,7 @@ class Results:
         found = self.validation
         if found is None:
             return "unknown"
-        # Before graph_digest was written: an identical graph has the student's digest.
+        # An identical graph that does not state its digest has the student's.
         own = found.student_digest if found.static.identical else None
         return self._freshness(found.graph_digest or own)
 
@@ -123,6 +120,11 @@ class Commands:
     def energy(self) -> str:
         """Makes energy.json."""
         return self._line("energy", self.run.nir, "--against", self.run.path)
+
+    def fit(self, chips: Sequence[str]) -> str:
+        """Checks the graph against chips."""
+        targets = [word for chip in chips for word in ("--target", chip)]
+        return self._line("fit", self.run.nir, *targets)
 
     @property
     def report(self) -> str:

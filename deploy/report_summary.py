@@ -14,10 +14,11 @@ from tser.deploy.report_blocks import (
     percent,
     rounded,
 )
-from tser.deploy.report_checks import VERDICTS
-from tser.deploy.report_costs import total
+from tser.deploy.report_energy import price, total, twins
+from tser.deploy.report_energy_file import TargetBill
 from tser.deploy.report_results import Commands, Freshness, Results, age
 from tser.deploy.report_training import evaluation_age
+from tser.deploy.report_validation import VERDICTS, cause
 
 TONES: dict[str, Tone] = {"E0": "good", "E1": "good", "E2": "caution", "E3": "bad"}
 
@@ -65,11 +66,11 @@ def _verdict(results: Results) -> Tile:
         return Tile(label, "–", "not checked yet")
     flips = max((backend.flips for backend in found.backends), default=0)
     steps = max((backend.neuron_steps for backend in found.backends), default=0)
-    flips_text = f"at most {flips:,} flips in" if flips else "compared in"
-    detail = (
-        f"{VERDICTS[found.verdict]}; {flips_text} {rounded(steps)} neuron-steps of "
-        f"{found.samples:,} images"
-    )
+    reason = cause(found)
+    detail = VERDICTS[found.verdict] + (f": {reason}" if reason else "")
+    if steps:
+        flips_text = f"at most {flips:,} flips in" if flips else "compared in"
+        detail += f"; {flips_text} {rounded(steps)} neuron-steps of {found.samples:,} images"
     tile = Tile(label, found.verdict, detail, TONES[found.verdict])
     return _marked(tile, results.validation_is)
 
@@ -87,16 +88,22 @@ def _costs(results: Results) -> tuple[Tile, ...]:
             f"{percent(totals.sop_structural / totals.dense) if totals.dense else '–'} of dense",
         )
     ]
-    for target in found.targets:
-        if target.energy_joules is not None:
-            tiles.append(Tile(target.title, joules(target.energy_joules), "per inference"))
-        else:
-            detail = f"{total(target)} per inference; {'; '.join(target.unpriced)}"
-            tiles.append(Tile(target.title, "unpriced", detail.removeprefix("unpriced ")))
-    twin = found.ann_twin
-    detail = f"MACs per inference of the ANN twin; {joules(twin.energy_joules)} on 45 nm CMOS"
-    tiles.append(Tile("ANN twin", rounded(twin.macs), detail))
+    tiles += [_target(target) for target in found.targets]
+    for twin in twins(found):
+        detail = f"MACs per inference of the ANN twin; {price(twin.total)} on {twin.title}"
+        tiles.append(Tile("ANN twin", rounded(twin.macs), detail))
     return tuple(_marked(tile, state) for tile in tiles)
+
+
+def _target(target: TargetBill) -> Tile:
+    if target.low_joules is not None:
+        value = joules(target.energy_joules) if target.energy_joules else price(target.total)
+        ranged = target.low_joules != target.high_joules and target.energy_joules is not None
+        detail = f"per inference; {price(target.total)}" if ranged else "per inference"
+        return Tile(target.title, value, detail)
+    gaps = ", ".join(line.split(": ")[0] for line in target.unpriced)
+    part = total(target).removeprefix("unpriced").strip(" ()")
+    return Tile(target.title, "unpriced", f"{part} per inference; no price for {gaps}".strip())
 
 
 def _marked(tile: Tile, freshness: Freshness) -> Tile:

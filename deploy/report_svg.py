@@ -102,7 +102,8 @@ def inline_svg(
         "role": "img",
         "aria-labelledby": f"{key}-title",
         "class": "chart",
-        "style": f"max-width: {inches[0]:g}in",  # grown by the page's zoom, never blown up
+        # Grown by the page's zoom, never blown up; letters stay readable where it is scrolled.
+        "style": f"max-width: {inches[0]:g}in; --least: {0.75 * inches[0]:g}in",
     }
     label = ET.Element("title", {"id": f"{key}-title"})
     label.text = plain(title, 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,25 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from tser.deploy.composition import Uncounted, composed_fan_out, merges
 from tser.errors import InputFileError
 from tser.export.graph import NEURONS, WEIGHTED, Graph, Node
 from tser.export.shapes import window
 
+__all__ = ["Synapse", "Uncounted", "arrivals", "fan_out", "find_synapses"]
+
 Counts = NDArray[np.int64]
-PASSING = (nir.AvgPool2d, nir.SumPool2d, nir.Flatten, nir.Scale)
+COMPUTING = (nir.AvgPool2d, nir.SumPool2d, nir.Scale)
+"""Linear nodes with operations of their own, unless they fold into the synapse after them."""
+PASSING = (*COMPUTING, nir.Flatten)
 """Linear nodes that fold into the synapse after them."""
+RECEIVING = (*NEURONS, nir.Threshold)
+"""Nodes without weights that take what arrives: an edge from spikes to one is a synapse."""
 
 MOST_ROUTES, MOST_PASSING = 1000, 500
 """Ways into a node, and the length of one, through nodes that fold into a synapse."""
 
-
-class Uncounted(ValueError):
-    """A connection whose operations cannot be counted, with the reason."""
+Route = tuple[Node, tuple[Node, ...], bool]
 
 
 @dataclass(frozen=True)
@@ -50,41 +56,65 @@ class Synapse:
 def find_synapses(graph: Graph) -> list[Synapse]:
     """Every synapse of ``graph``, in execution order of the sinks.
 
+    A pool or scale of spikes that leads to a delay or out of the graph, and so into no synapse
+    after it, is one of its own, called after that node.
+
     Raises:
         InputFileError: more ways through pools and flattenings than any network has.
     """
-    _check_routes(graph)
+    currents, _ = carried_currents(graph)
+    _check_routes(graph, currents)
     found: list[Synapse] = []
     for node in graph.nodes.values():
-        weighted = isinstance(node.op, WEIGHTED)
-        if not weighted and not isinstance(node.op, (*NEURONS, nir.Threshold)):
-            continue
-        routes = [route for route in _routes(graph, node) if weighted or not _ends_weighted(route)]
-        for source, path, delayed in routes:
-            if not weighted:
-                name, kind = f"{source.name}->{node.name}", "identity"
-            else:
+        routes = _routes(graph, node)
+        if isinstance(node.op, WEIGHTED):
+            kind = "conv" if isinstance(node.op, nir.Conv1d | nir.Conv2d) else "linear"
+            for source, path, delayed in routes:
                 name = node.name if len(routes) == 1 else f"{source.name}->{node.name}"
-                kind = "conv" if isinstance(node.op, nir.Conv1d | nir.Conv2d) else "linear"
-            found.append(Synapse(name, kind, source, node, path, delayed))
+                found.append(Synapse(name, kind, source, node, path, delayed))
+        elif isinstance(node.op, (*RECEIVING, nir.Delay, nir.Output)):
+            for source, path, delayed in routes:
+                computes = any(isinstance(part.op, COMPUTING) for part in path)
+                if source.name in currents or not (computes or isinstance(node.op, RECEIVING)):
+                    continue
+                name = f"{source.name}->{node.name}"
+                found.append(Synapse(name, "identity", source, node, path, delayed))
     return found
 
 
-def _ends_weighted(route: tuple[Node, tuple[Node, ...], bool]) -> bool:
-    return isinstance(route[0].op, WEIGHTED)
+def carried_currents(graph: Graph) -> tuple[set[str], set[str]]:
+    """Nodes that hand on results of weighted layers: nothing else, and among other things.
+
+    Returns:
+        Names of weighted nodes and of delays and folded nodes behind them alone; the same with
+        those that results and spikes are summed in.
+    """
+    every: set[str] = set()
+    some: set[str] = set()
+    for _ in range(2):  # what comes the way back: the second time
+        for node in graph.nodes.values():
+            sources = [edge.source for edge in node.inputs]
+            weighted = isinstance(node.op, WEIGHTED)
+            hands_on = isinstance(node.op, (*PASSING, nir.Delay))
+            if weighted or (hands_on and any(name in some for name in sources)):
+                some.add(node.name)
+            if weighted or (hands_on and all(name in every for name in sources)):
+                every.add(node.name)
+    return every, some
 
 
 def carries_current(graph: Graph, node: Node) -> bool:
     """Whether ``node`` is given the result of a weighted layer, folded nodes between or not."""
-    return any(_ends_weighted(route) for route in _routes(graph, node))
+    _, some = carried_currents(graph)
+    return any(edge.source in some for edge in node.inputs)
 
 
-def _check_routes(graph: Graph) -> None:
+def _check_routes(graph: Graph, currents: Collection[str]) -> None:
     """Refuse graphs whose routes nobody could list: each fork of passing nodes doubles them."""
     ways = dict.fromkeys(graph.nodes, 1)
     depth = dict.fromkeys(graph.nodes, 0)
     for node in (*graph.nodes.values(), *graph.nodes.values()):  # delayed edges: the second time
-        if isinstance(node.op, PASSING):
+        if _passes(node, currents):
             ways[node.name] = sum(ways[edge.source] for edge in node.inputs)
             depth[node.name] = 1 + max(depth[edge.source] for edge in node.inputs)
             if ways[node.name] > MOST_ROUTES or depth[node.name] > MOST_PASSING:
@@ -94,13 +124,20 @@ def _check_routes(graph: Graph) -> None:
                 )
 
 
-def _routes(graph: Graph, node: Node) -> list[tuple[Node, tuple[Node, ...], bool]]:
+def _passes(node: Node, currents: Collection[str]) -> bool:
+    """Whether routes go through ``node``: it folds, or it delays nothing but ``currents``."""
+    return isinstance(node.op, PASSING) or (
+        isinstance(node.op, nir.Delay) and node.name in currents
+    )
+
+
+def _routes(graph: Graph, node: Node, currents: Collection[str] = ()) -> list[Route]:
     """(source, folded nodes, delayed) for every way into ``node``."""
-    routes = []
+    routes: list[Route] = []
     for edge in node.inputs:
         before = graph.nodes[edge.source]
-        if isinstance(before.op, PASSING):
-            for source, path, delayed in _routes(graph, before):
+        if _passes(before, currents):
+            for source, path, delayed in _routes(graph, before, currents):
                 routes.append((source, (*path, before), delayed or edge.delayed))
         else:
             routes.append((before, (), edge.delayed))
@@ -110,11 +147,15 @@ def _routes(graph: Graph, node: Node) -> list[tuple[Node, tuple[Node, ...], bool
 def arrivals(
     graph: Graph, node: Node, synapses: list[Synapse]
 ) -> list[tuple[Synapse, tuple[Node, ...], int]]:
-    """What drives the neurons ``node``: (synapse, nodes after its sink, steps of delay)."""
+    """What drives ``node``: (synapse, nodes after its sink, steps of delay).
+
+    Delays among the nodes after the sink come on top of the steps.
+    """
     found: list[tuple[Synapse, tuple[Node, ...], int]] = [
         (s, (), int(s.delayed)) for s in synapses if s.sink.name == node.name
     ]
-    for source, path, delayed in _routes(graph, node):
+    currents, _ = carried_currents(graph)
+    for source, path, delayed in _routes(graph, node, currents):
         if isinstance(source.op, WEIGHTED):
             behind = [s for s in synapses if s.sink.name == source.name]
             found += [(s, path, int(s.delayed) + int(delayed)) for s in behind]
@@ -132,33 +173,50 @@ def fan_out(synapse: Synapse, *, effective: bool) -> Counts:
         int64 array of the source's output shape.
 
     Raises:
-        Uncounted: a folded pool with overlapping windows before a weighted node, whose distinct
-            targets this rule would count twice.
+        Uncounted: folded pools with overlapping windows, in an arrangement or of a size for which
+            the distinct targets cannot be worked out.
     """
     sink = synapse.sink
+    if merges(synapse.path, sink):
+        return composed_fan_out(synapse.path, sink, effective=effective)
     if synapse.kind == "identity":
-        targets = np.ones(sink.input_shape, np.int64)
+        targets: Counts = np.ones(sink.input_shape, np.int64)
     elif isinstance(sink.op, nir.Affine | nir.Linear):
-        used = (sink.op.weight != 0) if effective else np.ones_like(sink.op.weight, bool)
-        targets = np.broadcast_to(used.sum(0, dtype=np.int64), sink.input_shape)
+        outputs = len(sink.op.weight)
+        used = _used(sink.op.weight[None])[0] if effective else outputs
+        targets = np.broadcast_to(np.asarray(used, np.int64), sink.input_shape)
     else:
         targets = _conv_fan_out(sink, effective)
     for node in reversed(synapse.path):
-        targets = _pull_back(node, targets, effective, synapse.kind == "identity")
+        targets = _pull_back(node, targets, effective)
     return targets
+
+
+def _used(weight: NDArray[Any]) -> Counts:
+    """How many of the weights ``[G, N, ...]`` are not 0, summed over N."""
+    used = weight != 0
+    total = np.zeros((len(used), *used.shape[2:]), np.int64)
+    for start in range(0, used.shape[1], 255):  # few enough for a byte, which is quick to sum
+        part = used[:, start : start + 255].view(np.uint8)
+        total += np.add.reduce(part, axis=1, dtype=np.uint8)
+    return total
 
 
 def _conv_fan_out(node: Node, effective: bool) -> Counts:
     weight = node.op.weight if node.op.weight.ndim == 4 else node.op.weight[:, :, None]
     geometry = window(node.op)
-    outputs, per_group = weight.shape[:2]
-    groups = geometry.groups
-    used = (weight != 0) if effective else np.ones_like(weight, bool)
-    # [groups, outputs per group, inputs per group, KH, KW] -> targets per input channel and tap
-    taps = used.reshape(groups, outputs // groups, per_group, *weight.shape[2:]).sum(1)
-    taps = taps.reshape(groups * per_group, *weight.shape[2:]).astype(np.int64)
+    (outputs, per_group), groups = weight.shape[:2], geometry.groups
+    # Targets per input channel and tap, [C, KH, KW].
+    if effective:
+        taps = _used(weight.reshape(groups, outputs // groups, *weight.shape[1:]))
+        taps = taps.reshape(groups * per_group, *weight.shape[2:])
+    else:
+        taps = np.full((1, *weight.shape[2:]), outputs // groups, np.int64)
     height, width = (1, *node.input_shape[1:])[-2:]
-    return _spread(taps, geometry, height, width).reshape(node.input_shape)
+    spread = _spread(taps, geometry, height, width)
+    if not effective:
+        spread = np.broadcast_to(spread, (groups * per_group, height, width))
+    return spread.reshape(node.input_shape)
 
 
 def _spread(taps: Counts, geometry: Any, height: int, width: int) -> Counts:
@@ -176,7 +234,7 @@ def _spread(taps: Counts, geometry: Any, height: int, width: int) -> Counts:
     return total[:, top : top + height, left : left + width]
 
 
-def _pull_back(node: Node, targets: Counts, effective: bool, identity: bool) -> Counts:
+def _pull_back(node: Node, targets: Counts, effective: bool) -> Counts:
     """Targets of the inputs of a folded node, from the targets of its outputs."""
     if isinstance(node.op, nir.Flatten):
         return targets.reshape(node.input_shape)
@@ -184,9 +242,6 @@ def _pull_back(node: Node, targets: Counts, effective: bool, identity: bool) -> 
         used = np.broadcast_to(np.asarray(node.op.scale) != 0, node.input_shape)
         return targets * used if effective else targets
     geometry = window(node.op)
-    overlapping = any(s < k for s, k in zip(geometry.stride, geometry.kernel, strict=True))
-    if overlapping and not identity:
-        raise Uncounted(f"the windows of the pool {node.name!r} overlap before a weighted layer")
     channels, height, width = node.input_shape
     rows, columns = node.output_shape[1:]
     (top, bottom), (left, right) = geometry.pads
@@ -198,56 +253,3 @@ def _pull_back(node: Node, targets: Counts, effective: bool, identity: bool) -> 
                 targets
             )
     return total[:, top : top + height, left : left + width]
-
-
-def reached(
-    synapse: Synapse, active: NDArray[np.bool_], rest: tuple[Node, ...] = ()
-) -> NDArray[np.bool_]:
-    """Which elements of the sink, or of the last node after it, receive at least one event.
-
-    Args:
-        synapse: which connections; zero weights count as connections.
-        active: where the source is non-zero, ``[N, *source shape]``.
-        rest: nodes after the sink to follow the events through.
-
-    Returns:
-        ``[N, *output shape]`` of the last node.
-    """
-    for node in (*synapse.path, synapse.sink, *rest):
-        if isinstance(node.op, nir.Affine | nir.Linear):
-            hit = active.any(-1, keepdims=True)
-            active = np.broadcast_to(hit, (*hit.shape[:-1], node.output_shape[-1]))
-        elif isinstance(node.op, nir.Conv1d | nir.Conv2d):
-            active = _reached_conv(node, active)
-        elif isinstance(node.op, nir.AvgPool2d | nir.SumPool2d):
-            active = _any_window(active, node)
-        elif isinstance(node.op, nir.Flatten):
-            active = active.reshape(len(active), *node.output_shape)
-    return active
-
-
-def _reached_conv(node: Node, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    groups, outputs = window(node.op).groups, node.output_shape[0]
-    plane = active if active.ndim == 4 else active[:, :, None]
-    count, channels, height, width = plane.shape
-    grouped: NDArray[np.bool_] = np.any(
-        plane.reshape(count, groups, channels // groups, height, width), axis=2
-    )
-    hit = np.repeat(_any_window(grouped, node), outputs // groups, axis=1)
-    return hit.reshape(count, *node.output_shape)
-
-
-def _any_window(active: NDArray[np.bool_], node: Node) -> NDArray[np.bool_]:
-    """Whether any element of each window is set, ``[N, C, H, W]`` -> ``[N, C, H', W']``."""
-    geometry = window(node.op)
-    rows, columns = geometry.output(*active.shape[2:])
-    padded = np.pad(active, ((0, 0), (0, 0), *geometry.pads))
-    (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
-    hit = np.zeros((*active.shape[:2], rows, columns), bool)
-    for i in range(geometry.kernel[0]):
-        for j in range(geometry.kernel[1]):
-            y, x = i * dh, j * dw
-            hit |= padded[
-                :, :, y : y + sh * (rows - 1) + 1 : sh, x : x + sw * (columns - 1) + 1 : sw
-            ]
-    return hit

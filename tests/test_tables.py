@@ -10,10 +10,10 @@ import pytest
 from tests.graphs import DT, Array, conv, flatten, full, lif, network, pool, view
 from tser.deploy.backends import Trace
 from tser.deploy.certificate import Audit, Bounded, NotCertifiable
-from tser.deploy.counting import count_operations
+from tser.deploy.counting import KNOWN, count_operations
+from tser.deploy.footprint import STATES
 from tser.deploy.interpreter import NEURON_STEPS, run
 from tser.deploy.numeric import STATELESS
-from tser.deploy.synapses import PASSING
 from tser.errors import InputFileError
 from tser.export.graph import NEURONS, SPIKING, STATEFUL, WEIGHTED, Graph, resolve
 from tser.export.onnx_file import compile_onnx
@@ -108,8 +108,8 @@ def _with_parameter(name: str) -> set[type]:
 
 def test_counting() -> None:
     """Folded, weighted, neurons, or a source and a sink of events."""
-    known = {*PASSING, *WEIGHTED, *NEURONS, nir.Threshold, nir.Delay, nir.Input, nir.Output}
-    assert known == RUNNABLE
+    assert set(KNOWN) == RUNNABLE
+    assert STATES.keys() == {*NEURONS, nir.Threshold}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
@@ -122,7 +122,7 @@ def test_every_class_runs_compiles_and_counts(kind: type) -> None:
     counts = count_operations(graph, [_x(kind)])
     assert not counts.gaps
     named = {row.name for row in counts.layers}
-    assert ("node" in named) == (kind in (*WEIGHTED, *NEURONS))
+    assert ("node" in named) == (kind in (*WEIGHTED, *NEURONS, nir.Threshold, nir.Delay))
 
 
 UNBOUNDED = {nir.Delay}

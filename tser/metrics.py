@@ -34,6 +34,35 @@ def correct_per_step(logits: Tensor, labels: Tensor) -> Tensor:
     return (predictions_per_step(logits) == labels).sum(1, dtype=torch.int64)
 
 
+def confidence_per_step(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence and answer after each step.
+
+    Args:
+        logits: ``[T, B, K]``.
+
+    Returns:
+        The largest softmax of the mean logits over steps 1..t, float64 ``[T, B]``, and its class.
+    """
+    steps = torch.arange(1, len(logits) + 1, device=logits.device).view(-1, 1, 1)
+    confidence, answer = torch.softmax(logits.double().cumsum(0) / steps, -1).max(-1)
+    return confidence, answer
+
+
+def exit_step(confidence: Tensor, threshold: float) -> Tensor:
+    """The step at which each sample stops, 0..T-1.
+
+    Args:
+        confidence: ``[T, B]``.
+        threshold: at which it stops; the last step stops all.
+
+    Returns:
+        ``[B]``, int64.
+    """
+    sure = confidence >= threshold
+    sure[-1] = True  # there are no more steps to wait for
+    return sure.int().argmax(0)
+
+
 @dataclass(frozen=True)
 class ExitPoint:
     """What happens when the network stops as soon as it is confident enough.
@@ -78,9 +107,7 @@ class Confidence:
             logits: ``[T, B, K]``.
             labels: ``[B]``.
         """
-        steps = torch.arange(1, len(logits) + 1, device=logits.device).view(-1, 1, 1)
-        probabilities = torch.softmax(logits.double().cumsum(0) / steps, -1)
-        confidence, answer = probabilities.max(-1)
+        confidence, answer = confidence_per_step(logits)
         right = answer == labels
         place = (confidence * self._bins).long().clamp(max=self._bins - 1).cpu()
         for total, value in (
@@ -90,9 +117,7 @@ class Confidence:
         ):
             total.scatter_add_(1, place, value.cpu())
         for row, threshold in enumerate(self._thresholds):
-            sure = confidence >= threshold
-            sure[-1] = True  # there are no more steps to wait for
-            stop = sure.int().argmax(0)
+            stop = exit_step(confidence, threshold)
             correct = right.gather(0, stop.unsqueeze(0)).sum()
             self._exits[row] += torch.stack([correct, (stop + 1).sum()]).cpu()
         self.samples += len(labels)

@@ -85,7 +85,7 @@ def test_energy(cli: Cli, tiny: Path) -> None:
 
 def test_energy_with_a_data_set_by_name(cli: Cli, tiny: Path) -> None:
     args = ["energy", "runs/digits/model.nir", "--data", "digits", "--target", "loihi"]
-    done = cli(*args, "--first-layer", "host", "--samples", "50", "--json", cwd=tiny)
+    done = cli(*args, "--first-layer", "host", "--hops", "0", "--samples", "50", "--json", cwd=tiny)
     assert done.returncode == 0, done.stderr
     (bill,) = load(done.stdout)["targets"]
     assert bill["energy_joules"] > 0

@@ -1,6 +1,7 @@
 """Exact operation counts, against loops over every connection, step and sample."""
 
 import itertools
+import weakref
 from typing import Any
 
 import nir
@@ -27,6 +28,8 @@ from tests.graphs import (
 )
 from tser.deploy.counting import LayerCount, OperationCount, count_operations
 from tser.deploy.interpreter import run
+from tser.deploy.numeric import STATELESS
+from tser.errors import UsageError
 from tser.export.graph import Graph, resolve
 from tser.export.shapes import SHAPE_RULES, Shape
 
@@ -162,10 +165,32 @@ def test_one_height_of_input_is_added_alone(height: float) -> None:
     assert (row.sop_structural > 0).any()
 
 
-def test_two_heights_are_analog() -> None:
-    for heights in ((1, -1), (1, 2)):
-        row = _one_layer(np.array([[[*heights, 0, 0]]], np.float32))
-        assert (row.operation, row.macs) == ("MAC", 12)
+def test_a_sign_is_a_subtraction() -> None:
+    row = _one_layer(np.array([[[0.5, -0.5, 0, 0]]], np.float32))
+    assert (row.operation, row.macs, row.sop_structural.tolist()) == ("AC", 0, [6])
+
+
+@pytest.mark.parametrize("heights", [(1, 2), (1, -2)])
+def test_two_heights_are_analog(heights: tuple[int, int]) -> None:
+    row = _one_layer(np.array([[[*heights, 0, 0]]], np.float32))
+    assert (row.operation, row.macs) == ("MAC", 12)
+
+
+def test_sums_of_spikes_are_events_at_a_synapse_each() -> None:
+    nodes = {name: lif(4, v_th=height) for name, height in (("a", 0.2), ("b", 0.4))}
+    edges = [("input", "a"), ("input", "b"), ("a", "fc"), ("b", "fc"), ("fc", "output")]
+    nodes["fc"] = nir.Affine(full((3, 4), 1), full(3, 1))
+    counts = count_operations(
+        resolve(network((4,), nodes, edges, (3,))), [dyadic(RNG, (6, 2, 4), most=2)]
+    )
+    rows = [_row(counts, "a->fc"), _row(counts, "b->fc")]
+    assert [row.operation for row in rows] == ["AC", "AC"]
+    for row in rows:
+        assert row.sop_structural.sum() == 3 * _row(counts, row.source).events.sum() > 0
+    # The layer itself is there once.
+    assert [row.ann_macs for row in rows] == [12, 0]
+    assert [row.bias_adds for row in rows] == [3 * 6 * 2, 0]
+    assert [row.parameter_bits for row in rows] == [15 * 32, 0]
 
 
 def test_the_heights_of_the_whole_run_decide() -> None:
@@ -270,8 +295,6 @@ def test_inputs_are_not_kept() -> None:
     alive: list[Any] = []
 
     def batches() -> Any:
-        import weakref
-
         for seed in range(5):
             x = spikes(np.random.default_rng(seed), (3, 2, 2, 5, 5))
             alive.append(weakref.ref(x))
@@ -280,6 +303,22 @@ def test_inputs_are_not_kept() -> None:
             assert sum(ref() is not None for ref in alive[:-1]) == 0
 
     assert count_operations(graph, batches()).samples == 10
+
+
+def test_what_was_recorded_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a batch is run, nothing that was recorded of the last one takes memory."""
+    graph, _ = _residual(np.random.default_rng(0))
+    alive: list[Any] = []
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        assert not any(ref() is not None for ref in alive)
+        out, values = run(*args, **options)
+        alive.extend(weakref.ref(value) for value in values.values())
+        return out, values
+
+    monkeypatch.setattr("tser.deploy.counting.run", recorded)
+    count_operations(graph, [spikes(RNG, (3, 2, 2, 5, 5)) for _ in range(3)])
+    assert len(alive) >= 3 * 3
 
 
 def test_neurons_behind_a_flatten_are_driven() -> None:
@@ -334,7 +373,10 @@ def test_a_constant_current_drives_at_every_step() -> None:
 # --- what is not counted is said -----------------------------------------------------------
 
 
-def test_an_overlapping_pool_is_a_listed_gap() -> None:
+def test_an_overlapping_pool_too_large_to_follow_is_a_listed_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tser.deploy.composition.MOST_PAIRS", 99)
     nodes = {"lif": lif((1, 5, 5)), "pool": pool(nir.AvgPool2d, 3, 2), "flatten": flatten()}
     graph = view((1, 5, 5), nodes | {"fc": nir.Linear(full((2, 4), 1))})
     counts = count_operations(graph, [spikes(RNG, (2, 1, 1, 5, 5))])
@@ -342,6 +384,60 @@ def test_an_overlapping_pool_is_a_listed_gap() -> None:
     (gap,) = counts.gaps
     assert (gap["name"], gap["kind"]) == ("fc", "Linear")
     assert "the windows of the pool 'pool' overlap" in gap["reason"]
+
+
+def test_a_class_of_tomorrow_is_a_listed_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that shapes and the interpreter know already, and the counter does not."""
+
+    class Resonator(nir.ir.node.NIRNode):
+        def __init__(self) -> None:
+            self.input_type = self.output_type = {"input": np.array([3])}
+
+    monkeypatch.setitem(SHAPE_RULES, Resonator, lambda op, shape: shape)
+    monkeypatch.setitem(STATELESS, Resonator, lambda node, x: x)
+    nodes = {"odd": Resonator(), "fc": nir.Linear(full((2, 3), 1))}
+    counts = count_operations(view((3,), nodes), [spikes(RNG, (4, 2, 3))])
+    (gap,) = counts.gaps
+    assert (gap["name"], gap["kind"]) == ("odd", "Resonator")
+    assert "does not know" in gap["reason"]
+
+
+def test_neurons_that_do_not_fire_put_out_no_spikes() -> None:
+    nodes = {"li": nir.LI(full(3, DT), full(3, 1), full(3, 0.5)), "fc": nir.Linear(full((2, 3), 1))}
+    counts = count_operations(view((3,), nodes), [spikes(RNG, (4, 2, 3))])
+    row = _row(counts, "li")
+    assert (row.events.tolist(), row.firing_rate) == ([0] * 4, 0.0)
+    # What they hand on crosses a synapse all the same.
+    assert (_row(counts, "fc").operation, _row(counts, "fc").events.tolist()) == ("MAC", [6] * 4)
+
+
+def test_a_threshold_is_updated_at_every_step() -> None:
+    nodes = {"or": nir.Threshold(full(3, 0.5)), "fc": nir.Linear(full((2, 3), 1))}
+    x = spikes(RNG, (4, 2, 3))
+    row = _row(count_operations(view((3,), nodes), [x]), "or")
+    assert (row.kind, row.neurons, row.neuron_updates) == ("neuron", 3, 24)
+    assert row.neuron_updates_driven == x.sum()
+    assert row.events.tolist() == x.sum((1, 2)).tolist()
+    assert (row.parameter_bits, row.state_bits) == (32, 0)
+
+
+def test_more_samples_than_a_byte_counts() -> None:
+    x = np.ones((2, 600, 4), np.float32)
+    row = _one_layer(x)
+    assert row.events.tolist() == [2400, 2400]
+    assert row.sop_structural.tolist() == [7200, 7200]
+
+
+def test_inputs_of_different_lengths_are_refused() -> None:
+    graph = view((4,), {"fc": nir.Linear(full((3, 4), 1))})
+    with pytest.raises(UsageError, match="inputs of 2 and of 3 time steps"):
+        count_operations(graph, [full((2, 1, 4), 1), full((3, 1, 4), 1)])
+
+
+def test_no_inputs_are_refused() -> None:
+    graph = view((4,), {"fc": nir.Linear(full((3, 4), 1))})
+    with pytest.raises(UsageError, match="no inputs"):
+        count_operations(graph, [], 2)
 
 
 @pytest.mark.parametrize("kind", [nir.AvgPool2d, nir.SumPool2d])
@@ -354,8 +450,22 @@ def test_a_pool_of_currents_is_a_listed_gap(kind: type) -> None:
     assert _row(counts, "lif").neuron_updates_driven > 0
 
 
-@pytest.mark.parametrize("node", [nir.Delay(full(3, DT)), nir.Scale(full(3, 2))])
-def test_other_nodes_on_currents_are_listed_gaps(node: Any) -> None:
+def test_a_delay_of_spikes_and_currents_is_a_listed_gap() -> None:
+    nodes = {
+        "lif": lif(3),
+        "fc": nir.Linear(full((3, 3), 1)),
+        "late": nir.Delay(full(3, DT)),
+        "out": lif(3),
+    }
+    edges = [*itertools.pairwise(["input", *nodes, "output"]), ("lif", "late")]
+    counts = count_operations(resolve(network((3,), nodes, edges, (3,))), [spikes(RNG, (4, 2, 3))])
+    (gap,) = counts.gaps
+    assert (gap["name"], gap["kind"]) == ("late", "Delay")
+    assert "the sum of spikes and" in gap["reason"]
+
+
+def test_a_scale_of_currents_is_a_listed_gap() -> None:
+    node = nir.Scale(full(3, 2))
     nodes = {"fc": nir.Linear(dyadic(RNG, (3, 4))), "flatten": flatten(1), "odd": node}
     counts = count_operations(view((4,), nodes | {"lif": lif(3)}), [spikes(RNG, (4, 2, 4))])
     assert [gap["name"] for gap in counts.gaps] == ["odd"]

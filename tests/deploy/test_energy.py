@@ -1,74 +1,36 @@
 """Energy: published figures times exact counts, and no total while a charge has no figure."""
 
-import itertools
-import tomllib
-from importlib import resources
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import nir
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from tests.graphs import Array, conv, flatten, full, lif, network, pool, spikes, view
-from tser.data import load_data
-from tser.deploy.counting import LayerCount, OperationCount, count_operations
-from tser.deploy.energy import (
-    Target,
-    ann_twin,
-    charges,
-    layer_joules,
-    load_target,
-    price,
-    target_names,
-)
-from tser.deploy.measure import COLUMNS, measure
-from tser.errors import InputFileError, UsageError
-from tser.export.graph import Graph, resolve
+from tests.energy_cases import counts_of, residual_counts, row
+from tests.graphs import full, lif, spikes, view
+from tser.deploy.bills import NOTHING, Bill, first_steps
+from tser.deploy.counting import OperationCount, count_operations
+from tser.deploy.energy import Assumptions, charges, load_target, price
+from tser.deploy.target_files import Target
 
 CMOS, LOIHI = load_target("cmos45"), load_target("loihi")
-NONE = np.zeros(1, np.int64)
 
 
-def _row(name: str, **values: Any) -> LayerCount:
-    known: dict[str, Any] = {"kind": "conv", "source": "", "operation": "AC"}
-    counts = {"events": NONE, "sop_structural": NONE, "sop_effective": NONE}
-    return LayerCount(name, **(known | counts | values))
+def binary() -> OperationCount:
+    """Counts of binary images: nothing analog."""
+    return residual_counts(spikes(np.random.default_rng(0), (3, 5, 1, 4, 4)))
 
 
-def _counts(macs: int, accumulates: int, samples: int = 1) -> OperationCount:
-    rows = [
-        _row("analog", operation="MAC", macs=macs, sop_structural=np.array([10**15])),
-        _row("spiking", sop_structural=np.array([accumulates // 2, accumulates // 2])),
-    ]
-    return OperationCount(rows, samples, 2)
-
-
-def _network(rng: np.random.Generator) -> Graph:
-    nodes = {
-        "stem": conv(rng.normal(size=(2, 1, 3, 3)), (4, 4), padding=1),
-        "lif1": lif((2, 4, 4), v_th=0.2),
-        "conv": conv(rng.normal(size=(2, 2, 3, 3)), (4, 4), padding=1),
-        "lif2": lif((2, 4, 4), v_th=0.2),
-        "flatten": flatten(),
-        "fc": nir.Affine(rng.normal(size=(3, 32)).astype(np.float32), full(3, 0)),
-    }
-    edges = [*itertools.pairwise(["input", *nodes, "output"]), ("lif1", "lif2")]
-    return resolve(network((1, 4, 4), nodes, edges, (3,)))
-
-
-def _measured(x: Array | None = None) -> OperationCount:
-    rng = np.random.default_rng(0)
-    graph = _network(rng)
-    return count_operations(graph, [rng.normal(size=(5, 1, 4, 4)) if x is None else x], 3)
+def _lines(bill: Bill) -> dict[str, float | None]:
+    return {item.charge: None if item.energy is None else item.energy.value for item in bill.items}
 
 
 # --- what is charged -----------------------------------------------------------------------
 
 
 def test_cmos45_by_hand() -> None:
-    counts = _measured()
+    counts = residual_counts()
     rows = {row.name: row for row in counts.layers}
     macs = 5 * 3 * 2 * 100  # 5 samples, 3 steps, 1 -> 2 channels, 10 x 10 in-bounds taps
     assert rows["stem"].macs == macs
@@ -76,71 +38,147 @@ def test_cmos45_by_hand() -> None:
     accumulates = sum(int(rows[name].sop_structural.sum()) for name in names)
     assert accumulates > 0
     updates = 5 * 3 * (32 + 32)
-    expected = (4.6 * macs + 0.9 * accumulates + 4.6 * updates) * 1e-12 / 5
+    bias = sum(row.bias_adds for row in counts.layers)
+    assert bias >= 5 * 3 * 3  # of the readout alone
+    expected = (4.6 * macs + 0.9 * (accumulates + bias) + 4.6 * updates) * 1e-12 / 5
     bill = price(counts, CMOS)
     assert bill.energy_joules == pytest.approx(expected, rel=1e-12)
-    assert bill.energy_joules == bill.priced_joules
+    assert bill.energy == bill.priced
     assert bill.unpriced == []
     items = {item.charge: item for item in bill.items}
     assert items["accumulate"].count == accumulates / 5
     assert items["multiply_accumulate"].count == macs / 5
     neurons = [item.count for name, item in items.items() if name.startswith("neuron")]
     assert sum(neurons) == updates / 5
-    layers = [layer_joules(row, 5, CMOS) for row in counts.layers]
-    assert sum(layer or 0 for layer in layers) == pytest.approx(expected, rel=1e-12)
-    assert layers[0] == pytest.approx(4.6e-12 * macs / 5)
+    layers = {layer.name: layer.energy for layer in bill.layers}
+    assert sum(e.value or 0 for e in layers.values() if e) == pytest.approx(expected, rel=1e-12)
+    assert any("memory" in line for line in bill.left_out)
 
 
 def test_an_analog_layer_is_charged_its_multiplications_alone() -> None:
-    row = _row("analog", operation="MAC", macs=7, sop_structural=np.array([5, 6]))
-    assert charges(row) == {
-        "accumulate": 0,
-        "multiply_accumulate": 7,
-        "neuron_update_driven": 0,
-        "neuron_update_idle": 0,
-    }
-    assert charges(row, "host")["multiply_accumulate"] == 0
+    analog = row(
+        "analog", operation="MAC", macs=8, macs_once=4, bias_adds=6, sop_structural=np.array([5, 6])
+    )
+    none = {"accumulate": 0, "neuron_update_driven": 0, "neuron_update_idle": 0}
+    assert charges(analog) == {**none, "multiply_accumulate": 8, "bias_add": 6}
+    assert charges(analog, "once") == {**none, "multiply_accumulate": 4, "bias_add": 3}
+    assert charges(analog, "host") == {**none, "multiply_accumulate": 0, "bias_add": 0}
+
+
+def test_an_analog_layer_can_be_charged_once() -> None:
+    counts = residual_counts()
+    always, once = _lines(price(counts, CMOS)), price(counts, CMOS, Assumptions("once"))
+    assert always["multiply_accumulate"] == pytest.approx(3 * 200 * 4.6e-12)
+    assert _lines(once)["multiply_accumulate"] == pytest.approx(200 * 4.6e-12)
+    assert "stem: analog input, computed once an inference and held" in once.left_out
 
 
 def test_loihi_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    counts = _measured(spikes(rng, (3, 5, 1, 4, 4)))  # binary images: nothing analog
+    counts = binary()
     accumulates = counts.total("sop_structural")
     driven = counts.total("neuron_updates_driven")
     idle = counts.total("neuron_updates") - driven
-    assert min(accumulates, driven, idle) > 0
-    expected = (23.6 * accumulates + 81 * driven + 52 * idle) * 1e-12 / 5
-    assert price(counts, LOIHI).energy_joules == pytest.approx(expected, rel=1e-12)
+    sent = sum(int(row.events.sum()) for row in counts.layers if row.kind == "neuron")
+    assert min(accumulates, driven, idle, sent) > 0
+    bill = price(counts, LOIHI, Assumptions(hops=2.5))
+    common = 23.6 * accumulates + 81 * driven + 52 * idle + 1.7 * sent
+    assert bill.energy is not None
+    assert bill.energy.low == pytest.approx((common + 3 * 2.5 * sent) * 1e-12 / 5, rel=1e-12)
+    assert bill.energy.high == pytest.approx((common + 4 * 2.5 * sent) * 1e-12 / 5, rel=1e-12)
+    assert bill.energy.value is None  # a hop is published as a range
+    assert bill.inside == ["bias add: inside the figure of neuron update driven"]
+    rows = [layer.energy for layer in bill.layers]
+    assert sum(e.high for e in rows if e) == pytest.approx(bill.energy.high, rel=1e-12)
+
+
+def test_hops_are_unpriced_until_they_are_known() -> None:
+    bill = price(binary(), LOIHI)
+    assert bill.energy is None
+    assert [line.split(":")[0] for line in bill.unpriced] == ["spike hop"]
+    assert "--hops" in bill.unpriced[0]
+    local = price(binary(), LOIHI, Assumptions(hops=0))
+    assert local.energy is not None
+    assert local.energy.value == pytest.approx(bill.priced.value, rel=1e-12)
+    assert {layer.name: layer.energy for layer in bill.layers}["lif1"] is None
+
+
+def test_static_power_needs_a_time() -> None:
+    bill = price(binary(), LOIHI, Assumptions(hops=0))
+    assert any("--latency" in line for line in bill.left_out)
+    timed = price(binary(), LOIHI, Assumptions(hops=0, latency=0.01))
+    assert not any("--latency" in line for line in timed.left_out)
+    assert _lines(timed)["static"] == pytest.approx(0.104 * 0.01)
+    assert (timed.energy_joules or 0) - (bill.energy_joules or 0) == pytest.approx(0.00104)
 
 
 def test_loihi_has_no_total_while_the_analog_layer_has_no_price() -> None:
-    counts = _measured()
-    bill = price(counts, LOIHI)
-    assert bill.energy_joules is None
+    bill = price(residual_counts(), LOIHI, Assumptions(hops=0))
+    assert bill.energy is None
     assert bill.unpriced == ["multiply accumulate: no published figure for Intel Loihi"]
-    assert bill.priced_joules > 0
-    assert layer_joules(counts.layers[0], 5, LOIHI) is None
-    hosted = price(counts, LOIHI, "host")
-    assert hosted.energy_joules == pytest.approx(bill.priced_joules, rel=1e-12)
+    assert bill.priced.low > 0
+    assert bill.layers[0].energy is None
+    hosted = price(residual_counts(), LOIHI, Assumptions("host", 0))
+    assert hosted.energy == bill.priced
     assert hosted.unpriced == []
     assert "stem: analog input, computed on a host" in hosted.left_out
-    assert layer_joules(counts.layers[0], 5, LOIHI, "host") == 0
+    assert hosted.layers[0].energy == NOTHING
     assert not any("stem" in text for text in bill.left_out)
+
+
+@pytest.mark.parametrize(("name", "low", "value"), [("truenorth", 2.5, 26), ("odin", 12.7, 12.7)])
+def test_all_in_figures_are_not_charged_twice(name: str, low: float, value: float) -> None:
+    counts = binary()
+    bill = price(counts, load_target(name), Assumptions(latency=1.0))
+    assert [item.charge for item in bill.items] == ["accumulate"]
+    sops = counts.total("sop_structural") / 5
+    assert bill.energy is not None
+    assert bill.energy.low == pytest.approx(sops * low * 1e-12)
+    assert bill.energy.value == pytest.approx(sops * value * 1e-12)
+    inside = {line.split(":")[0] for line in bill.inside}
+    assert {"neuron update driven", "neuron update idle", "static"} <= inside
+
+
+def test_a_chip_without_figures_lists_what_is_missing() -> None:
+    bill = price(binary(), load_target("speck"), Assumptions(latency=2.0))
+    assert bill.energy is None
+    assert bill.priced.value == pytest.approx(0.84e-3)  # static power alone
+    missing = {line.split(":")[0] for line in bill.unpriced}
+    assert missing == {"accumulate", "bias add", "neuron update driven", "neuron update idle"}
+    assert "spike: no published figure" in bill.left_out
+
+
+def test_a_spike_that_nothing_reads_is_not_sent() -> None:
+    nodes = {"fc": nir.Linear(full((2, 3), 1)), "lif": lif(2, v_th=0.1)}
+    counts = count_operations(view((3,), nodes), [np.ones((1, 3))], 2)
+    assert counts.layers[-1].events.sum() > 0
+    assert "spike" not in _lines(price(counts, LOIHI))
 
 
 def test_what_is_not_counted_has_no_total() -> None:
     gap = {"name": "pool", "kind": "AvgPool2d", "reason": "it works on currents"}
-    counts = OperationCount(_counts(0, 10).layers, 1, 2, [gap])
-    bill = price(counts, CMOS)
-    assert bill.energy_joules is None
+    bill = price(replace(counts_of(0, 10), gaps=[gap]), CMOS)
+    assert bill.energy is None
     assert bill.unpriced == ["pool (AvgPool2d): not counted, it works on currents"]
-    assert bill.priced_joules == pytest.approx(9e-12)
+    assert bill.priced.value == pytest.approx(9e-12)
 
 
 def test_a_charge_that_a_target_does_not_name_is_unpriced() -> None:
-    bare = Target.model_validate(_values() | {"charges": {"accumulate": "ac_fp32"}})
-    assert price(_counts(0, 10), bare).energy_joules == pytest.approx(9e-12)
-    assert price(_counts(1, 10), bare).energy_joules is None
+    values = CMOS.model_dump() | {"charges": {"accumulate": "ac_fp32"}}
+    bare = Target.model_validate(values)
+    assert price(counts_of(0, 10), bare).energy_joules == pytest.approx(9e-12)
+    assert price(counts_of(1, 10), bare).energy is None
+
+
+def test_a_run_that_stops_early() -> None:
+    """Steps 1..t of counts are the counts of a run of t steps."""
+    x = spikes(np.random.default_rng(0), (3, 5, 1, 4, 4))
+    counts = residual_counts(x)
+    for steps in (1, 2, 3):
+        short = price(residual_counts(x[:steps]), CMOS)
+        assert price(first_steps(counts, steps), CMOS).items == short.items
+    analog = first_steps(residual_counts(), 2)
+    assert analog.layers[0].macs == 5 * 2 * 200
+    assert analog.layers[0].macs_once == 5 * 200
 
 
 # --- published totals ----------------------------------------------------------------------
@@ -157,7 +195,7 @@ def test_a_charge_that_a_target_does_not_name_is_unpriced() -> None:
     ],
 )
 def test_published_energies(accumulates: float, macs: float, millijoules: float) -> None:
-    bill = price(_counts(int(macs), int(accumulates)), CMOS)
+    bill = price(counts_of(int(macs), int(accumulates)), CMOS)
     assert bill.energy_joules == pytest.approx(millijoules * 1e-3, rel=1e-3)
 
 
@@ -185,155 +223,3 @@ def test_published_dense_operations_of_a_motor_decoder(channels: int, dense: int
     graph = view((channels,), nodes | {"fc2": nir.Linear(full((2, 50), 1))})
     counts = count_operations(graph, [np.zeros((1, channels))], 1)
     assert counts.total("dense") == dense
-
-
-# --- the conventional twin -----------------------------------------------------------------
-
-
-def test_the_twin_multiplies_every_connection_once() -> None:
-    twin = ann_twin(_measured())
-    assert twin["macs"] == 200 + 400 + 96  # stem, conv, fc; a sum of currents is none
-    assert twin["energy_joules"] == pytest.approx(4.6e-12 * 696, rel=1e-12)
-    assert twin["figure"]["value_pj"] == 4.6
-
-
-def test_a_folded_pool_does_not_swell_the_twin() -> None:
-    rows = [_row("readout", dense=10_240, ann_macs=640)]
-    assert ann_twin(OperationCount(rows, 1, 1))["macs"] == 640
-
-
-# --- target files --------------------------------------------------------------------------
-
-
-def _values(name: str = "cmos45") -> dict[str, Any]:
-    text = (resources.files("tser.deploy") / "targets" / f"{name}.toml").read_text("utf-8")
-    return tomllib.loads(text)
-
-
-@pytest.mark.parametrize("name", target_names())
-def test_every_figure_says_where_it_comes_from(name: str) -> None:
-    target = load_target(name)
-    assert target.name == name
-    assert target.left_out
-    for figure in target.figures.values():
-        for text in (figure.unit, figure.operating_point, figure.scope, figure.source):
-            assert text.strip()
-        assert figure.unit.startswith("pJ")
-
-
-def test_the_published_figures() -> None:
-    cmos = {name: figure.value_pj for name, figure in CMOS.figures.items()}
-    assert cmos == {"ac_fp32": 0.9, "mac_fp32": 4.6}
-    assert {figure.evidence for figure in CMOS.figures.values()} == {"measured"}
-    loihi = {name: figure.value_pj for name, figure in LOIHI.figures.items()}
-    assert loihi == {
-        "synaptic_operation": 23.6,
-        "neuron_update_active": 81,
-        "neuron_update_inactive": 52,
-    }
-    for figure in LOIHI.figures.values():
-        assert (figure.evidence, figure.second_hand) == ("simulated", True)
-    assert any("static power" in text for text in LOIHI.left_out)
-
-
-FIGURE = _values()["figures"]["ac_fp32"]
-STRICT: dict[str, dict[str, Any]] = {
-    "unknown key": {"voltage": 0.9},
-    "unknown charge": {"charges": {"multiply": "mac_fp32"}},
-    "figure missing": {"charges": {"accumulate": "ac_fp16"}},
-    "unknown key of a figure": {"figures": {"ac_fp32": FIGURE | {"note": ""}}},
-    "figure without source": {
-        "figures": {"ac_fp32": {k: v for k, v in FIGURE.items() if k != "source"}}
-    },
-    "no energy": {"figures": {"ac_fp32": FIGURE | {"value_pj": 0}}},
-    "unknown evidence": {"figures": {"ac_fp32": FIGURE | {"evidence": "guessed"}}},
-    "another version": {"schema_version": 2},
-    "a name nobody can type": {"name": "45 nm"},
-}
-
-
-@pytest.mark.parametrize("case", STRICT)
-def test_target_files_are_strict(case: str) -> None:
-    values = _values() | {"charges": {"accumulate": "ac_fp32"}}
-    Target.model_validate(values)
-    with pytest.raises(ValidationError):
-        Target.model_validate(values | STRICT[case])
-
-
-def test_an_unknown_target_offers_the_nearest() -> None:
-    with pytest.raises(UsageError, match="there is no target 'lohi', did you mean 'loihi'"):
-        load_target("lohi")
-
-
-@pytest.mark.parametrize("text", ["schema_version = ", "schema_version = 1"])
-def test_a_broken_target_file_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
-) -> None:
-    (tmp_path / "targets").mkdir()
-    (tmp_path / "targets" / "loihi.toml").write_text(text)
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    with pytest.raises(InputFileError, match=r"the target file loihi.toml is not") as caught:
-        load_target("loihi")
-    assert "\n" not in str(caught.value)
-
-
-# --- the document --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    nodes = {
-        "stem": conv(rng.normal(size=(2, 1, 3, 3)), (8, 8), padding=1),
-        "lif": lif((2, 8, 8), v_th=0.2),
-        "pool": pool(nir.AvgPool2d, 8),
-        "flatten": flatten(),
-        "fc": nir.Affine(rng.normal(size=(10, 2)).astype(np.float32), full(10, 0)),
-    }
-    graph = view((1, 8, 8), nodes, timesteps=3, sha256="ab")
-    digits, targets = load_data("digits"), [CMOS, LOIHI]
-    return measure(graph, digits, targets, origin="net.nir", samples=150)
-
-
-def test_the_document_says_what_was_measured(document: dict[str, Any]) -> None:
-    assert {key: document[key] for key in ("schema_version", "graph", "data", "split")} == {
-        "schema_version": 1,
-        "graph": "net.nir",
-        "data": "digits",
-        "split": "test",
-    }
-    assert (document["samples"], document["timesteps"]) == (150, 3)
-    assert (document["graph_digest"], document["first_layer"]) == ("ab", "charge")
-
-
-def test_the_document_is_per_inference(document: dict[str, Any]) -> None:
-    layers = {layer["name"]: layer for layer in document["layers"]}
-    assert list(layers) == ["stem", "lif", "fc"]
-    stem, neurons, head = layers.values()
-    assert (stem["kind"], stem["operation"], stem["macs"]) == ("conv", "MAC", 3 * 2 * 22**2)
-    assert stem["macs_once"] == 2 * 22**2
-    assert stem["dense_padded"] == 3 * 2 * 9 * 64
-    assert (neurons["neurons"], neurons["neuron_updates"]) == (128, 3 * 128)
-    assert neurons["firing_rate"] == pytest.approx(neurons["events"] / (3 * 128))
-    assert head["sop_structural"] == pytest.approx(10 * neurons["events"])
-    for layer in layers.values():
-        assert sum(layer["events_per_step"]) == pytest.approx(layer["events"])
-        assert sum(layer["sop_structural_per_step"]) == pytest.approx(layer["sop_structural"])
-    totals = document["totals"]
-    for column in set(COLUMNS) - {"events"}:
-        assert totals[column] == pytest.approx(sum(layer[column] for layer in layers.values()))
-    assert totals["spikes"] == neurons["events"]
-    assert totals["events"] == pytest.approx(stem["events"] + head["events"])
-    assert totals["accumulates"] == head["sop_structural"]
-
-
-def test_the_document_has_the_bills(document: dict[str, Any]) -> None:
-    cmos, loihi = document["targets"]
-    assert (cmos["name"], loihi["name"]) == ("cmos45", "loihi")
-    assert cmos["energy_joules"] == pytest.approx(sum(i["joules"] for i in cmos["items"]))
-    assert cmos["energy_joules"] == pytest.approx(sum(i["joules"] for i in cmos["layers"]))
-    assert loihi["energy_joules"] is None
-    assert loihi["unpriced"]
-    assert [layer["joules"] is None for layer in loihi["layers"]] == [True, False, False]
-    assert all(item["figure"]["source"] for item in cmos["items"])
-    assert document["gaps"] == []

@@ -73,7 +73,8 @@ def test_synapses_are_those_that_energy_counts() -> None:
     assert found["totals"]["synapses_effective"] == dense - 9  # the zero falls in bounds 9 times
 
 
-def test_what_cannot_be_counted_is_named() -> None:
+def test_what_cannot_be_counted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tser.deploy.composition.MOST_PAIRS", 0)
     nodes = {
         "pool": pool(nir.AvgPool2d, 3, 2),
         "flat": flatten(),

@@ -8,43 +8,36 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 import pytest
 
-from tests.graphs import full, lif, network
-from tser.config import RunConfig
+from tests.report_run import EVIL, URL, complete_run, energy, evaluation, make_bare, write
+from tests.validation_files import validation
 from tser.config_file import dump_config, parse_config
 from tser.deploy.charts import Line, exit_chart, line_chart, raster_chart, rate_chart
 from tser.deploy.report import write_report
 from tser.deploy.report_blocks import Table
 from tser.deploy.report_raster import evenly
 from tser.errors import InputFileError, UsageError
-from tser.export.nir_file import write_nir
 from tser.runs import Run
 
-EVIL = "<script>alert(1)</script>"
 SECTIONS = {
     "summary",
     "accuracy",
     "early-exit",
     "calibration",
+    "answers",
     "learning",
+    "network",
     "firing",
     "raster",
     "operations",
+    "time",
     "energy",
+    "settings",
+    "fit",
     "validation",
     "reproduce",
-}
-FIGURE = {
-    "value_pj": 23.6,
-    "unit": "pJ per synaptic operation",
-    "operating_point": "0.75 V",
-    "scope": "one synaptic operation",
-    "evidence": "simulated",
-    "second_hand": True,
-    "source": "A. Author, A chip, 2018",
 }
 
 
@@ -55,6 +48,7 @@ class Page(HTMLParser):
         super().__init__()
         self.ids: list[str] = []
         self.addresses: list[str] = []
+        self.links: list[str] = []
         self.tags: set[str] = set()
         self.references: list[str] = []
         self.words = ""
@@ -65,7 +59,9 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value or "")
-            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            if tag == "a" and name == "href" and not (value or "").startswith("#"):
+                self.links.append(value or "")
+            elif name in ("src", "href", "xlink:href", "srcset", "data", "action"):
                 self.addresses.append(value or "")
             if name == "aria-labelledby":
                 self.references.append(value or "")
@@ -77,153 +73,16 @@ class Page(HTMLParser):
         self.words += data
 
 
-def graph() -> nir.NIRGraph:
-    rng = np.random.default_rng(0)
-    hidden = rng.standard_normal((70, 64)).astype(np.float32)
-    out = rng.standard_normal((10, 70)).astype(np.float32)
-    nodes = {
-        "flat": nir.Flatten({"input": np.array([1, 8, 8])}, start_dim=-3, end_dim=-1),
-        "hidden": nir.Affine(hidden, full(70, 0)),
-        "neurons": lif((70,), v_th=0.5),
-        "readout": nir.Affine(out, full(10, 0)),
-    }
-    return network(
-        (1, 8, 8), nodes, timesteps=2, class_names=json.dumps([EVIL + str(n) for n in range(10)])
-    )
-
-
-def evaluation() -> dict[str, Any]:
-    layer = {"name": "neurons $x_1$ <b>", "neurons": 70, "firing_rate": 0.25}
-    return {
-        "schema_version": 1,
-        "data": "digits",
-        "samples": 50,
-        "timesteps": 2,
-        "accuracy": [0.9, 0.98],
-        "calibration_error": [0.0712, 0.0345],
-        "early_exit": [
-            {"threshold": 0.5, "accuracy": 0.94, "mean_steps": 1.1},
-            {"threshold": 0.9, "accuracy": 0.98, "mean_steps": 1.5},
-            {"threshold": 0.99, "accuracy": 0.98, "mean_steps": 1.75},
-        ],
-        "teacher_accuracy": 0.96,
-        "layers": [layer | {"firing_rate_per_step": [0.2, 0.3]}],
-    }
-
-
-def validation(digest: str) -> dict[str, Any]:
-    first = {
-        "sample": 3,
-        "t": 1,
-        "layer": "neurons",
-        "neuron": [5],
-        "reference": True,
-        "v_minus_threshold": -1e-7,
-        "bound": 1e-5,
-    }
-    backend = {
-        "name": "onnx",
-        "source": "model.onnx",
-        "verdict": "E1",
-        "reason": "1 flips, all certified",
-        "flips": 1,
-        "seeds": 1,
-        "violations": 0,
-        "neuron_steps": 7000,
-        "first_divergence": first,
-        "argmax_differences": 0,
-        "logits": {"max_abs_difference": 0.5, "outside_bound": 0},
-        "layers": [
-            {"name": "neurons", "neurons": 70, "flips": [0, 1], "seeds": 1, "violations": 0}
-        ],
-    }
-    return {
-        "schema_version": 1,
-        "graph": "model.nir",
-        "data": "digits",
-        "samples": 50,
-        "timesteps": 2,
-        "verdict": "E1",
-        "static": {"identical": True, "differences": []},
-        "student_digest": digest,
-        "graph_digest": digest,
-        "accuracy": {"torch": [0.9, 0.98], "onnx": [0.9, 0.98]},
-        "backends": [backend],
-    }
-
-
-def energy(digest: str) -> dict[str, Any]:
-    names = ("events", "sop_structural", "sop_effective", "dense", "macs", "neuron_updates")
-    synapse = dict.fromkeys(names, 1000.0) | {"name": "hidden", "kind": "linear"}
-    neuron = dict.fromkeys(names, 0.0) | {"name": "neurons", "kind": "neuron", "operation": ""}
-    priced = {"charge": "accumulate", "count": 1000.0, "joules": 2.36e-8, "figure": FIGURE}
-    unpriced = {"charge": "multiply_accumulate", "count": 5.0, "joules": None, "figure": None}
-    return {
-        "schema_version": 1,
-        "graph": "model.nir",
-        "graph_digest": digest,
-        "data": "digits",
-        "samples": 50,
-        "timesteps": 2,
-        "first_layer": "charge",
-        "layers": [synapse | {"operation": "MAC"}, neuron],
-        "totals": dict.fromkeys((*names, "spikes", "accumulates"), 1000.0),
-        "gaps": [{"name": "odd", "kind": "Scale", "reason": "not on spikes"}],
-        "ann_twin": {"macs": 500.0, "energy_joules": 2.3e-9, "figure": FIGURE},
-        "targets": [
-            {
-                "name": "chip",
-                "title": "A chip",
-                "energy_joules": None,
-                "priced_joules": 2.36e-8,
-                "items": [priced, unpriced],
-                "layers": [{"name": "hidden", "joules": None}, {"name": "neurons", "joules": 1e-9}],
-                "unpriced": ["multiply accumulate: no published figure for A chip"],
-                "left_out": ["static power"],
-            }
-        ],
-    }
-
-
-def epochs() -> list[dict[str, Any]]:
-    teacher = {"phase": "teacher", "epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "seconds": 1.5}
-    rows = [teacher | {"val_accuracy": [0.5]}]
-    for epoch in (1, 2):
-        parts = {"loss": 2.0 / epoch, "ce": 1.0 / epoch, "kl": 0.5, "entropy": 1.2, "self_kl": 0.0}
-        accuracy = {"train_accuracy": 0.5, "val_accuracy": [0.4, 0.45 * epoch], "seconds": 2.0}
-        rows.append({"phase": "student", "epoch": epoch, **parts, **accuracy})
-    return rows
-
-
-def write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
 @pytest.fixture
 def bare(tmp_path: Path) -> Run:
     """A run that has been trained and nothing else."""
-    run = Run(tmp_path / "first")
-    run.path.mkdir()
-    config: RunConfig = parse_config({"student": {"timesteps": 2}, "train": {"epochs": 2}}, "test")
-    run.config_file.write_text(dump_config(config), encoding="utf-8")
-    run.student.touch()
-    return run
+    return make_bare(tmp_path / "first")
 
 
 @pytest.fixture
 def complete(bare: Run) -> Run:
     """A run with everything in it."""
-    digest = write_nir(graph(), bare.nir)
-    bare.metrics.write_text("".join(json.dumps(row) + "\n" for row in epochs()), encoding="utf-8")
-    command = ["tser", "distill", "a b"]
-    described = {"python": "3.11", "platform": "here", "processor": "some", "cpus": 2}
-    packages = {"torch": "2.6", "nir": None}
-    known = {"schema_version": 1, **described, "packages": packages, "command": command}
-    write(bare.environment, known)
-    write(bare.evaluation, evaluation())
-    write(bare.validation, validation(digest))
-    write(bare.energy, energy(digest))
-    return bare
+    return complete_run(bare)
 
 
 def html(run: Run) -> str:
@@ -236,7 +95,7 @@ def test_a_complete_report(complete: Run) -> None:
     assert set(page.ids) >= SECTIONS
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
-    assert text.count('role="img"') == 8
+    assert text.count('role="img"') == 16
     words = " ".join(page.words.split())
     for expected in (
         "98.0 %",
@@ -249,9 +108,9 @@ def test_a_complete_report(complete: Run) -> None:
         "A. Author, A chip, 2018",
         "odd (Scale): not on spikes",
         "2 of 2",  # the epoch
-        "neuron (5), t = 2; the student fired",  # "t": 1 counts from 0
+        "neuron (5), which is number 5 of the layer, t = 2: the reference fires",
         "tser distill 'a b'",
-        "--samples 50 --target chip",
+        "--samples 50 --target-file chip.toml --target-file process.toml",
     ):
         assert expected in words, expected
     assert "Out of date" not in words
@@ -290,7 +149,7 @@ def test_an_evaluation_of_an_earlier_version(complete: Run) -> None:
     again = f"from an earlier version of tser. To add it, runtser eval {complete.path} "
     assert words.count(again) == 2
     assert "98.0 %" in words
-    assert text.count('role="img"') == 6
+    assert text.count('role="img"') == 14
 
 
 def test_one_step_leaves_nothing_to_exit_from(complete: Run) -> None:
@@ -338,9 +197,11 @@ def test_names_from_files_are_text(complete: Run) -> None:
 
 def test_nothing_is_loaded_from_elsewhere(complete: Run) -> None:
     text = html(complete)
-    assert "http://" not in text
-    assert "https://" not in text
     page = Page(text)
+    # Sources may be followed by who clicks on them; nothing else names a place elsewhere.
+    assert set(page.links) >= {URL, "https://doi.org/10.1000/rule"}
+    assert all(link.startswith("https://") for link in page.links)
+    assert set(re.findall(r"url\((.)", text)) == {"#"}
     assert page.addresses
     assert all(address.startswith(("#", "data:image/png")) for address in page.addresses)
     assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.ids)
@@ -374,7 +235,7 @@ def test_numbers_of_another_graph_are_flagged(complete: Run) -> None:
     write(complete.energy, energy("0" * 64))
     words = Page(html(complete)).words
     assert words.count("Out of date: validation.json") == 2  # in the summary and the section
-    assert words.count("Out of date: energy.json") == 3
+    assert words.count("Out of date: energy.json") == 4
     assert "out of date; equal up to" in words
 
 
@@ -398,7 +259,7 @@ def test_a_damaged_file_is_named(complete: Run, name: str) -> None:
     command = f"tser {name.removesuffix('.json').replace('validation', 'validate')}"
     for content, said in (
         ('{"schema_version": 1, "data', "is damaged: it is not JSON"),
-        (json.dumps({**good, "schema_version": 2}), "has schema_version 2, this version"),
+        (json.dumps({**good, "schema_version": 3}), "has schema_version 3, this version"),
         (json.dumps({"data": "digits"}), "states no schema_version"),
         (json.dumps({**good, "samples": "many"}), "is damaged: samples: "),
         (json.dumps({**good, "samples": float("nan")}), "is damaged: samples: "),

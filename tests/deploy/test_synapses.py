@@ -24,13 +24,13 @@ from tests.graphs import (
     taps,
     view,
 )
+from tser.deploy.driven import reached
 from tser.deploy.synapses import (
     Synapse,
     Uncounted,
     arrivals,
     fan_out,
     find_synapses,
-    reached,
 )
 from tser.export.graph import Graph, resolve
 from tser.export.shapes import Shape
@@ -46,6 +46,11 @@ def _loop(op: Any, shape: Shape, effective: bool) -> Array:
         if inside(source, shape) and (weight or not effective):
             counts[source] += 1
     return counts
+
+
+def _reached(synapse: Synapse, active: Array, shape: Shape, rest: Any = ()) -> Array:
+    """For samples ``[B, ...]`` of one step; what targets share is given to all of them."""
+    return np.broadcast_to(reached(synapse, active[None], rest)[0], shape)
 
 
 def _only(graph: Graph) -> Synapse:
@@ -74,6 +79,18 @@ def test_fan_out_of_a_linear_layer(shape: Shape) -> None:
         np.testing.assert_array_equal(counts, _loop(op, shape, effective))
 
 
+@pytest.mark.parametrize("outputs", [256, 600])
+def test_more_outputs_than_a_byte_counts(outputs: int) -> None:
+    layers = {
+        "fc": nir.Linear(full((outputs, 2), 1)),
+        "conv": conv(full((outputs, 2, 1, 1), 1), None),
+    }
+    for name, shape in (("fc", (2,)), ("conv", (2, 1, 1))):
+        synapse = _only(view(shape, {name: layers[name]}))
+        for effective in (False, True):
+            assert fan_out(synapse, effective=effective).reshape(-1).tolist() == [outputs] * 2
+
+
 @ANY
 @given(convolutions())
 def test_what_a_convolution_reaches(case: tuple[Any, Shape]) -> None:
@@ -84,7 +101,7 @@ def test_what_a_convolution_reaches(case: tuple[Any, Shape]) -> None:
     for source, target, _ in taps(op, shape):
         if inside(source, shape):
             expected[(slice(None), *target)] |= active[(slice(None), *source)]
-    np.testing.assert_array_equal(reached(_only(graph), active), expected)
+    np.testing.assert_array_equal(_reached(_only(graph), active, expected.shape), expected)
 
 
 # --- pools and other nodes that fold into the synapse behind them --------------------------
@@ -120,12 +137,53 @@ def test_events_fan_out_through_a_pool(
     np.testing.assert_array_equal(fan_out(synapse, effective=effective), expected)
 
 
-def test_an_overlapping_pool_is_not_counted_before_a_weighted_layer() -> None:
-    overlapping = pool(nir.AvgPool2d, 3, 2)
-    nodes = {"pool": overlapping, "flatten": flatten(), "fc": nir.Linear(full((3, 4), 1))}
-    synapse = _only(view((1, 5, 5), nodes))
-    with pytest.raises(Uncounted, match="the windows of the pool 'pool' overlap"):
-        fan_out(synapse, effective=False)
+def test_a_target_behind_two_windows_is_one_target() -> None:
+    """Windows 0..2 and 2..4: the element 2 is in both, and has the 4 targets of either."""
+    overlapping = pool(nir.AvgPool2d, (1, 3), (1, 2))
+    weight = full((4, 2), 1)
+    weight[1:, 0] = weight[2:, 1] = 0
+    nodes = {"pool": overlapping, "flatten": flatten(), "fc": nir.Linear(weight)}
+    synapse = _only(view((1, 1, 6), nodes))
+    assert fan_out(synapse, effective=False).tolist() == [[[4, 4, 4, 4, 4, 0]]]
+    assert fan_out(synapse, effective=True).tolist() == [[[1, 1, 2, 2, 2, 0]]]
+
+
+def test_ways_that_cancel_are_a_connection() -> None:
+    """The composed weight of the middle is 1 - 1."""
+    weight = np.array([[1, -1]], np.float32)
+    nodes = {"pool": pool(nir.SumPool2d, (1, 2), (1, 1)), "flatten": flatten()}
+    synapse = _only(view((1, 1, 3), {**nodes, "fc": nir.Linear(weight)}))
+    assert fan_out(synapse, effective=True).tolist() == [[[1, 1, 1]]]
+
+
+def test_what_is_too_large_to_follow_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tser.deploy.composition.MOST_PAIRS", 4 * 25 * 9)
+    nodes = {"pool": pool(nir.AvgPool2d, 3, 2), "flatten": flatten()}
+    small = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(full((4, 4), 1))}))
+    assert fan_out(small, effective=True).sum() == 4 * 25
+    large = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(full((5, 4), 1))}))
+    assert fan_out(large, effective=False).sum() == 5 * 25
+    with pytest.raises(Uncounted, match="the windows of the pool 'pool' overlap .* too large"):
+        fan_out(large, effective=True)
+
+
+@pytest.mark.parametrize("chunk", [1, 60, 10**6])
+def test_pieces_of_any_size_give_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    layers = {
+        "conv": conv(dyadic(rng, (2, 2, 2, 2), bits=0), None, padding=1),
+        "fc": nir.Linear(dyadic(rng, (3, 4), bits=0)),
+        "again": pool(nir.SumPool2d, 2, 1),
+    }
+    for name, layer in layers.items():
+        nodes = {"pool": pool(nir.AvgPool2d, 2, 1), name: layer}
+        last = {} if name != "again" else {"lif": lif((2, 3, 3))}
+        synapse = _only(view((2, 5, 5), nodes | last))
+        whole = [fan_out(synapse, effective=used).tolist() for used in (False, True)]
+        monkeypatch.setattr("tser.deploy.composition.CHUNK", chunk)
+        parts = [fan_out(synapse, effective=used).tolist() for used in (False, True)]
+        monkeypatch.undo()
+        assert parts == whole
 
 
 @ANY
@@ -143,7 +201,7 @@ def test_a_pool_straight_into_neurons(case: tuple[Any, Shape]) -> None:
         hit[(slice(None), *target)] |= active[(slice(None), *source)]
     assert (synapse.kind, synapse.name) == ("identity", "input->lif")
     np.testing.assert_array_equal(fan_out(synapse, effective=False), expected)
-    np.testing.assert_array_equal(reached(synapse, active), hit)
+    np.testing.assert_array_equal(_reached(synapse, active, hit.shape), hit)
 
 
 def test_a_scale_of_zero_is_no_effective_connection() -> None:
@@ -245,4 +303,4 @@ def test_what_drives_neurons_behind_folded_nodes() -> None:
     assert (synapse.name, [node.name for node in rest], late) == ("conv", ["flatten"], 0)
     active = np.zeros((1, 1, 4, 4), bool)
     active[0, 0, 0, 0] = True
-    assert reached(synapse, active, rest).tolist() == [[True, *[False] * 3] * 2]
+    assert _reached(synapse, active, (1, 8), rest).tolist() == [[True, *[False] * 3] * 2]

@@ -10,7 +10,20 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tests.graphs import DT, TAU, Array, conv, dyadic, flatten, full, lif, network, pool, spikes, view
+from tests.graphs import (
+    DT,
+    TAU,
+    Array,
+    conv,
+    dyadic,
+    flatten,
+    full,
+    lif,
+    network,
+    pool,
+    spikes,
+    view,
+)
 from tests.nodes import CASES, cuba, varied
 from tser.deploy.backends import NirBackend
 from tser.deploy.interpreter import run

@@ -31,7 +31,7 @@ def test_validate_says_equivalent(cli: Cli, tiny: Path) -> None:
     done = cli("validate", run / "model.nir", "--against", run, "--json", cwd=tiny)
     assert done.returncode == 0, done.stderr
     result = load(done.stdout)
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["verdict"] in ("E0", "E1")
     assert [backend["name"] for backend in result["backends"]] == ["nir-f32", "onnx"]
     for backend in result["backends"]:

@@ -51,7 +51,7 @@ demo: $(READY)
 	$(BIN)/tser export '$(DEMO)' --format nir
 	$(BIN)/tser export '$(DEMO)' --format onnx
 	$(BIN)/tser validate '$(DEMO)/model.nir' --against '$(DEMO)'
-	$(BIN)/tser energy '$(DEMO)/model.nir' --against '$(DEMO)'
+	$(BIN)/tser energy '$(DEMO)/model.nir' --against '$(DEMO)' --settings
 	$(BIN)/tser report '$(DEMO)'
 	@echo "Open $(DEMO)/report.html in a browser."
 

@@ -177,6 +177,7 @@ def fan_out(synapse: Synapse, *, effective: bool) -> Counts:
             the distinct targets cannot be worked out.
     """
     sink = synapse.sink
+    effective = effective and _has_zeros(synapse)  # without one, the quick way is the same
     if merges(synapse.path, sink):
         return composed_fan_out(synapse.path, sink, effective=effective)
     if synapse.kind == "identity":
@@ -190,6 +191,12 @@ def fan_out(synapse: Synapse, *, effective: bool) -> Counts:
     for node in reversed(synapse.path):
         targets = _pull_back(node, targets, effective)
     return targets
+
+
+def _has_zeros(synapse: Synapse) -> bool:
+    weights = [getattr(synapse.sink.op, "weight", 1.0)]
+    weights += [node.op.scale for node in synapse.path if isinstance(node.op, nir.Scale)]
+    return not all(np.all(weight) for weight in weights)
 
 
 def _used(weight: NDArray[Any]) -> Counts:

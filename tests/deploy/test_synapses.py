@@ -81,14 +81,14 @@ def test_fan_out_of_a_linear_layer(shape: Shape) -> None:
 
 @pytest.mark.parametrize("outputs", [256, 600])
 def test_more_outputs_than_a_byte_counts(outputs: int) -> None:
-    layers = {
-        "fc": nir.Linear(full((outputs, 2), 1)),
-        "conv": conv(full((outputs, 2, 1, 1), 1), None),
-    }
+    weight = full((outputs + 1, 2), 1)
+    weight[0] = 0
+    layers = {"fc": nir.Linear(weight), "conv": conv(weight[..., None, None], None)}
     for name, shape in (("fc", (2,)), ("conv", (2, 1, 1))):
         synapse = _only(view(shape, {name: layers[name]}))
-        for effective in (False, True):
-            assert fan_out(synapse, effective=effective).reshape(-1).tolist() == [outputs] * 2
+        every, used = (fan_out(synapse, effective=effective) for effective in (False, True))
+        assert every.reshape(-1).tolist() == [outputs + 1] * 2
+        assert used.reshape(-1).tolist() == [outputs] * 2
 
 
 @ANY
@@ -159,9 +159,11 @@ def test_ways_that_cancel_are_a_connection() -> None:
 def test_what_is_too_large_to_follow_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tser.deploy.composition.MOST_PAIRS", 4 * 25 * 9)
     nodes = {"pool": pool(nir.AvgPool2d, 3, 2), "flatten": flatten()}
-    small = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(full((4, 4), 1))}))
-    assert fan_out(small, effective=True).sum() == 4 * 25
-    large = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(full((5, 4), 1))}))
+    weight = full((5, 4), 1)
+    weight[0, 0] = 0  # without one, all outputs would see the same
+    small = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(weight[:4])}))
+    assert fan_out(small, effective=True).sum() == 4 * 25 - 4  # those in no other window
+    large = _only(view((1, 5, 5), {**nodes, "fc": nir.Linear(weight)}))
     assert fan_out(large, effective=False).sum() == 5 * 25
     with pytest.raises(Uncounted, match="the windows of the pool 'pool' overlap .* too large"):
         fan_out(large, effective=True)

@@ -91,6 +91,7 @@ def validate(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare a graph with the PyTorch student or another graph, spike by spike (exit 3: no)."""
+    from tser.deploy.graph_file import check_suffix
     from tser.deploy.validation import validate as check
     from tser.errors import UsageError
     from tser.files import check_json_target, write_json
@@ -98,6 +99,12 @@ def validate(
 
     if every and samples is not None:
         raise UsageError("--all and --samples contradict each other; leave one out")
+    if graph is not None and (graph / "config.toml").is_file():
+        if against is not None:
+            raise UsageError(f"{graph} is a run; name its model.nir, or leave out --against")
+        graph, against = None, graph
+    if graph is not None:
+        check_suffix(graph, ".nir", ".onnx")
     if save_trace is not None and save_trace.suffix != ".npz":
         raise UsageError(f"--save-trace {save_trace} is not named .npz")
     if against is None and graph is not None and (graph.parent / "config.toml").exists():
@@ -189,17 +196,17 @@ def _show_executors(result: dict[str, Any]) -> None:
     reference = [[f"{n} (reference)", "", "", "", "", a] for n, a in accuracy.items()]
     reference = [row for row in reference if row[0].removesuffix(" (reference)") not in known]
     show_table(
-        f"{result['graph']} against {result['against']}: {result['samples']} inputs of "
-        f"{result['data']}",
+        f"{result['graph']} against {result['against']}: {result['samples']:,} "
+        f"{'inputs' if result['samples'] != 1 else 'input'} of {result['data']}",
         [
             "backend",
             "verdict",
             "flips",
             "seeds",
             "of neuron-steps",
-            f"accuracy t = {result['timesteps']}",
+            *([f"accuracy t = {result['timesteps']}"] if accuracy else []),
         ],
-        [*reference, *rows],
+        [row if accuracy else row[:-1] for row in (*reference, *rows)],
     )
 
 
@@ -207,7 +214,7 @@ def _show_layers(backends: list[dict[str, Any]]) -> None:
     rows = []
     for backend in backends:
         layers = backend["layers"]
-        shown = [layer for layer in layers if any(layer["flips"])]
+        shown = [layer for layer in layers if any(layer["flips"]) or layer["violations"]]
         same = len(layers) - len(shown)
         for layer in shown:
             margin = "-"

@@ -15,12 +15,11 @@ import onnx
 
 from tser.deploy.backends import Backend, CannotCompare, NirBackend, Trace
 from tser.deploy.foreign import FOREIGN, ForeignBackend
-from tser.deploy.graph_file import check_suffix
+from tser.deploy.graph_file import check_suffix, read_signed
 from tser.deploy.onnx_backend import OnnxBackend
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph, Node, resolve
-from tser.export.nir_file import read_nir
 from tser.export.onnx_file import OnnxOptions, compile_onnx, model_metadata, options_of, read_onnx
 from tser.export.shapes import Shape
 
@@ -88,7 +87,7 @@ def open_subject(path: Path, dt: float | None = None) -> Subject:
     """
     check_suffix(path, ".nir", ".onnx")
     if path.suffix == ".nir":
-        raw = read_nir(path)
+        raw = read_signed(path)
         graph = resolve(raw, dt, str(path))
         layers = {node.name: node.output_shape for node in graph.spiking}
         return Subject(path, layers, raw=raw, graph=graph, timesteps=graph.timesteps)

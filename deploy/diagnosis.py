@@ -20,7 +20,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nir
@@ -41,6 +41,8 @@ BUDGET = 2**15
 """Neurons times steps that all rules are held against; those that pass, against all."""
 NARROW = 0.02
 """A threshold is named when the spikes say what it is to this part of it."""
+SILENT = "it never fires, to which many mistakes lead; one of them, "
+"""Said before a rule for a layer without spikes."""
 LIKE = 3
 """Equally small rules that are named."""
 
@@ -135,7 +137,10 @@ def diagnose(
                  if one.explained(chosen, some)]  # fmt: skip
         found = [(chosen, explained) for chosen, explained in found if explained]
         if found:
-            return _named(layer, f"layer {layer!r}", count, found)
+            named = _named(layer, f"layer {layer!r}", count, found)
+            return named if case.spikes.any() else replace(named, text=SILENT + named.text)
+    if not case.spikes.any():
+        return Diagnosis(layer, (), f"layer {layer!r}: it never fires", count)
     text = f"layer {layer!r}: no rule that is tried gives these spikes"
     return Diagnosis(layer, (), text, count)
 
@@ -345,7 +350,7 @@ class _Case:
         if lowest >= highest or highest - lowest > NARROW * abs(limit):
             return None
         value = (lowest + highest) / 2
-        words = f"the threshold is about {value:.4g}, not {limit:.4g}"
+        words = f"the threshold is about {value:.4g}, not {limit:.4g}, or its input is scaled alike"
         return _Cause("other_threshold", words, threshold=value) if value != limit else None
 
 

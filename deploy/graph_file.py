@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nir
 import onnx
 
 from tser.errors import InputFileError
 from tser.export.graph import Graph, resolve
-from tser.export.nir_file import read_nir
+from tser.export.nir_file import digest, read_nir
 from tser.export.onnx_file import model_metadata
 
 
@@ -19,7 +20,20 @@ def open_nir(path: Path, dt: float | None = None) -> Graph:
         InputFileError: missing, damaged or contradictory.
         UsageError: the file states no dt and none is given.
     """
-    return resolve(read_nir(path), dt, str(path))
+    return resolve(read_signed(path), dt, str(path))
+
+
+def read_signed(path: Path) -> nir.NIRGraph:
+    """The content of a ``.nir`` file; one that carries no digest is given its own in memory.
+
+    What is made from it can so be told from what is made from another.
+
+    Raises:
+        InputFileError: missing or damaged.
+    """
+    raw = read_nir(path)
+    raw.metadata.setdefault("sha256", digest(raw))
+    return raw
 
 
 def is_compiled_from(model: onnx.ModelProto, graph: Graph) -> bool:

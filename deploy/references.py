@@ -183,7 +183,12 @@ def graph_as_reference(path: Path, subject: Subject, dt: float | None) -> Refere
         model = other.model or candidate.model
         if known is None or model is None:
             raise ValueError("a subject has a graph or a model")
-        return StaticCheck(onnx_differences(known, model, "the graph"))
+        if not onnx_differences(known, model):
+            return StaticCheck([])
+        names = (path, candidate.path) if other.model is not None else (candidate.path, path)
+        return StaticCheck(
+            [f"{names[0]} is not what {names[1]} compiles to; compare two .nir files to see where"]
+        )
 
     known = graph is not None and (
         other.graph is not None or [*subject.layers.items()] == [*other.layers.items()]

@@ -60,7 +60,7 @@ def _explanations(backend: BackendResult) -> tuple[Block, ...]:
     if not backend.diagnosis:
         return ()
     texts = [found.text for found in backend.diagnosis]
-    lead = "Diagnosis: the smallest change of the stated rule that gives the recorded spikes."
+    lead = "Diagnosis: a small change of the rule that gives these spikes; a hint, not a proof."
     blocks: list[Block] = [Bullets(lead, tuple(texts[:MOST_EXPLAINED]))]
     rest = tuple(texts[MOST_EXPLAINED:])
     if rest:

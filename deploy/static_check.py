@@ -40,7 +40,7 @@ def static_differences(expected: Graph, actual: Graph, whose: str = "the student
             continue
         a, b = expected.nodes[name], actual.nodes[name]
         if a.kind != b.kind:
-            found.append(f"node {name!r} is a {b.kind}, {whose} has a {a.kind}")
+            found.append(f"node {name!r} is of class {b.kind}, {whose} has {a.kind}")
             continue
         if sorted(e.source for e in a.inputs) != sorted(e.source for e in b.inputs):
             found.append(f"node {name!r} has other incoming edges than {whose}")

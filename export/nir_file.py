@@ -127,8 +127,14 @@ def read_nir(path: Path) -> nir.NIRGraph:
 def damage(path: Path, graph: nir.NIRGraph) -> str:
     """What to say of a file whose `Manifest` is wrong."""
     if "sha256" not in graph.metadata:
-        return f"{path} is damaged: it has lost its digest; export it again"
-    return f"{path} is damaged: its contents do not match the digest it carries; export it again"
+        return (
+            f"{path} is damaged or was edited: it has lost its digest; export it again, or take "
+            "'producer' out of the metadata of an edited copy too"
+        )
+    return (
+        f"{path} is damaged or was edited: its contents do not match the digest it carries; export "
+        "it again, or take 'sha256' and 'producer' out of the metadata of an edited copy"
+    )
 
 
 def read_unverified(path: Path) -> tuple[nir.NIRGraph, Manifest]:

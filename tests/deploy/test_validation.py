@@ -317,7 +317,7 @@ def test_what_differs_between_two_graphs() -> None:
     b = view((3,), {"lif": nir.IF(full(3, 1), full(3, 1)), "t": nir.Scale(full(3, 1))}, dt=1.0)
     assert static_differences(a, b) == [
         "dt is 1 s, the student has 0.000976562 s",
-        "node 'lif' is a IF, the student has a LIF",
+        "node 'lif' is of class IF, the student has LIF",
         "node 'output' has other incoming edges than the student",
         "node 's' is missing in the file",
         "node 't' is missing in the student",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,8 +131,10 @@ def energy(
     from tser.files import check_json_target, write_json
     from tser.runs import find_run
 
-    if latency is not None and latency <= 0:
+    if latency is not None and not 0 < latency < math.inf:
         raise UsageError(f"--latency {latency:g}: give the seconds of one inference, above 0")
+    if hops is not None and not math.isfinite(hops):
+        raise UsageError(f"--hops {hops:g}: give a mean number of hops, 0 or more")
     if memory and model is Model.plain:
         raise UsageError("--memory is a choice of the memory-aware model; add --model memory")
     if against is not None and data is not None:
@@ -290,7 +293,8 @@ def _show_settings(result: dict[str, Any]) -> None:
         for number, way in enumerate(ways)
     ]
     show_table(
-        f"Settings, on {result['split']} images; * nothing else is both cheaper and better",
+        f"Settings, on {result['split']} images; * nothing else is both cheaper and better; of a "
+        "range the upper end",
         ["setting", "mean steps", "accuracy", "SOP", *names],
         rows,
     )

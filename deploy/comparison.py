@@ -308,15 +308,30 @@ def _energy(runs: Sequence[Results], names: Sequence[str]) -> tuple[Block, ...]:
 
         return show
 
+    stale = _stale(runs, names, "energy.json", lambda one: one.energy_is)
     processes = {t.target: t.title for one in runs if one.energy for t in twins(one.energy)}
     rows = [_each(runs, title, of(name)) for name, title in targets.items()]
     rows += [_each(runs, f"ANN twin, {processes[name]}", twin_on(name)) for name in processes]
     rows += [
         _each(runs, "model", lambda one: one.energy.model.name if one.energy else None),
         _each(runs, "first layer", lambda one: one.energy.first_layer if one.energy else None),
+        _each(runs, "T", lambda one: str(one.energy.timesteps) if one.energy else None),
+        _each(runs, "images", lambda one: f"{one.energy.samples:,}" if one.energy else None),
     ]
+    ways = {
+        (one.energy.model.name, one.energy.first_layer, one.energy.timesteps)
+        for one in runs
+        if one.energy
+    }
+    if len(ways) > 1:
+        stale = (
+            *stale,
+            Note(
+                "Not priced alike: the model, the first layer or T differs; see the last rows.",
+                tone="caution",
+            ),
+        )
     note = Text("A total is unpriced where nothing is published for an operation that it charges.")
-    stale = _stale(runs, names, "energy.json", lambda one: one.energy_is)
     return (*stale, _table("Energy of one inference", "target", names, rows), note)
 
 

@@ -56,7 +56,8 @@ def charges(row: LayerCount, first_layer: FirstLayer = "charge") -> dict[Charge,
     """
     macs, bias = row.macs, row.bias_adds
     if row.operation == "MAC" and first_layer == "once":
-        macs, bias = row.macs_once, bias // max(1, len(row.events))
+        # Both are the same number at every step taken, so this division leaves no rest.
+        macs, bias = row.macs_once, bias * row.macs_once // max(1, row.macs)
     elif row.operation == "MAC" and first_layer == "host":
         macs, bias = 0, 0
     return {

@@ -14,7 +14,7 @@
 * ``ann_twin``: the conventional network under the same model, for the first 45 nm target.
 * ``settings``, on request: ``kind`` "steps" (all samples take ``t``) or "early-exit" (each stops
   at the confidence ``threshold``), ``accuracy``, ``mean_steps``, ``sop``, and ``energy`` [J] by
-  target (null where there is no total).
+  target (null where there is no total; of a range the upper end, the lower in ``energy_low``).
 * ``targets``: per target ``energy_joules`` with ``low_joules`` and ``high_joules`` (all null while
   a charged line is unpriced; ``energy_joules`` alone null where a figure is only a range),
   ``priced_joules`` with its range, ``items``, ``layers``, ``unpriced``, ``inside``, ``left_out``,
@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from tser.data import ImageData
 from tser.deploy.ann_twin import ann_twin
-from tser.deploy.bills import Bill, amount_document, first_steps, item_document
+from tser.deploy.bills import Amount, Bill, amount_document, first_steps, item_document
 from tser.deploy.break_even import break_even
 from tser.deploy.counting import LayerCount, OperationCount, count_operations
 from tser.deploy.energy import Assumptions, price
@@ -112,6 +112,7 @@ def _setting(way: Setting, bills: dict[str, Pricer], assumptions: Assumptions) -
     latency = assumptions.latency
     share = None if latency is None else latency * way.mean_steps / way.counts.timesteps
     known = Assumptions(assumptions.first_layer, assumptions.hops, share)
+    energies = {name: bill(way.counts, known).energy for name, bill in bills.items()}
     return {
         "kind": "early-exit" if way.t is None else "steps",
         "t": way.t,
@@ -119,8 +120,14 @@ def _setting(way: Setting, bills: dict[str, Pricer], assumptions: Assumptions) -
         "accuracy": way.accuracy,
         "mean_steps": way.mean_steps,
         "sop": way.counts.total("sop_structural") / way.counts.samples,
-        "energy": {name: bill(way.counts, known).energy_joules for name, bill in bills.items()},
+        "energy": {name: None if e is None else _upper(e) for name, e in energies.items()},
+        "energy_low": {name: None if e is None else e.low for name, e in energies.items()},
     }
+
+
+def _upper(energy: Amount) -> float:
+    """The value [J], or where there is only a range its upper end."""
+    return energy.high if energy.value is None else energy.value
 
 
 def energy_document(
@@ -283,7 +290,8 @@ def choices(document: dict[str, Any], max_drop: float) -> list[dict[str, Any]]:
             share = way["energy"][name] / full["energy"][name]
             text = (
                 f"{name}: {title} is the cheapest within {max_drop:g} points: "
-                f"{100 * way['accuracy']:.2f} % of {100 * full['accuracy']:.2f} %, "
+                f"accuracy {100 * way['accuracy']:.2f} % against {100 * full['accuracy']:.2f} % at "
+                f"t = {full['t']} ({document['samples']:,} images), "
                 f"{100 * share:.1f} % of the energy, {way['mean_steps']:.2f} steps on average"
             )
         found.append({"target": name, "max_drop": max_drop, "setting": best, "text": text})

@@ -191,7 +191,8 @@ def spiking_uses(
     yield Use("bias_add", charged["bias_add"], "bias_add")
     yield Use("read_bias", charged["bias_add"], bits=shape.weights * word)
     if row.operation == "MAC":
-        passes = samples * {"charge": len(row.events), "once": 1, "host": 0}[first_layer]
+        taken = row.macs * samples // max(1, row.macs_once)  # steps of all samples
+        passes = {"charge": taken, "once": samples, "host": 0}[first_layer]
         macs = charged["multiply_accumulate"]
         yield from dense_uses(macs, passes, row.kind == "conv", shape, options, word)
         return

@@ -85,7 +85,8 @@ def _costs(results: Results) -> tuple[Tile, ...]:
             "Synaptic operations",
             rounded(totals.sop_structural),
             f"SOP per inference, {rounded(totals.macs)} of them MACs of the analog input; "
-            f"{percent(totals.sop_structural / totals.dense) if totals.dense else '–'} of dense",
+            f"{percent(totals.sop_structural / totals.dense) if totals.dense else '–'} of dense; "
+            f"T = {found.timesteps}, {found.samples:,} images, {found.model.name} pricing",
         )
     ]
     tiles += [_target(target) for target in found.targets]

@@ -198,19 +198,23 @@ def read_target(path: Path) -> Target:
 
 
 def choose_targets(names: list[str], files: list[Path]) -> list[Target]:
-    """Targets by name, then a user's own.
+    """Targets by name, then a user's own, which may be named as well.
 
     Raises:
         UsageError: no such target, or two of one name.
         InputFileError: a file is not valid.
     """
-    chosen = [load_target(name) for name in dict.fromkeys(names)]
+    own: list[Target] = []
     for path in files:
         target = read_target(path)
-        if target.name in {other.name for other in chosen}:
-            raise UsageError(f"{path}: there is already a target {target.name!r}; give it a name")
-        chosen.append(target)
-    return chosen
+        if target.name in {*target_names(), *(other.name for other in own)}:
+            raise UsageError(
+                f"{path}: there is already a target {target.name!r}; give it another name"
+            )
+        own.append(target)
+    given = {target.name for target in own}
+    chosen = [load_target(name) for name in dict.fromkeys(names) if name not in given]
+    return chosen + own
 
 
 def _parsed(text: str, origin: str) -> Target:

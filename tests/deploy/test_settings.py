@@ -10,9 +10,12 @@ from tests.graphs import DT, Array, full, lif, network
 from tser.data import load_data
 from tser.deploy.bills import first_steps
 from tser.deploy.counting import OperationCount, count_operations
-from tser.deploy.measure import choices
+from tser.deploy.energy import Assumptions
+from tser.deploy.measure import bills_per_step, choices, pricer
+from tser.deploy.memory_model import MemoryOptions, layer_shapes
 from tser.deploy.pareto import cheapest, front
 from tser.deploy.settings import count_settings
+from tser.deploy.target_files import load_target
 from tser.errors import UsageError
 from tser.evaluate import THRESHOLDS
 from tser.export.graph import Graph, resolve
@@ -150,6 +153,7 @@ def test_the_choice_is_against_all_steps() -> None:
 
     document = {
         "timesteps": 3,
+        "samples": 200,
         "targets": [{"name": "chip"}],
         "settings": [way(1, 0.8, 1.0), way(2, 0.895, 2.0), way(3, 0.9, 3.0)],
     }
@@ -167,3 +171,20 @@ def test_images_for_validation_can_be_counted_on() -> None:
     x, labels = next(image_batches(data, 5, split="val"))
     np.testing.assert_array_equal(labels, data.val.labels[:5].numpy())
     assert len(x) == 5
+
+
+@pytest.mark.parametrize("first_layer", ["charge", "once", "host"])
+@pytest.mark.parametrize("reuse", [None, "none", "full"])
+def test_always_t_steps_costs_what_a_run_that_stops_there_does(
+    first_layer: Any, reuse: Any
+) -> None:
+    """Two ways to the same number: counters of their own, and the first steps of all."""
+    graph, (x, labels) = _chain(), _batch()
+    target, known = load_target("cmos45"), Assumptions(first_layer)
+    memory = None if reuse is None else MemoryOptions(reuse=reuse)
+    bill = pricer(target, None if memory is None else layer_shapes(graph), memory)
+    whole, settings = count_settings(graph, [(x, labels)])
+    expected = [one.energy_joules for one in bills_per_step(whole, bill, known)]
+    found = [bill(way.counts, known).energy_joules for way in settings[:T]]
+    assert None not in expected
+    assert found == pytest.approx(expected, rel=1e-12)

@@ -253,6 +253,8 @@ def _effect(graph: Any, run: Any, root: Path | None, timesteps: int | None) -> d
         f"{effect['spikes']:,} spikes of float32 weights ({effect['neuron_steps']:,} "
         f"neuron-steps), {effect['changed_predictions']} predictions changed"
     )
+    if not effect["spikes"]:
+        say("these inputs made no spike, so what float16 weights change is not known")
     return {"inputs": name, **effect}
 
 

@@ -103,6 +103,8 @@ def _show_nir(found: dict[str, Any]) -> None:
         say(f"synapses not counted: {gap['name']}: {gap['reason']}")
     if found["dt_origin"] == "missing":
         say("the file does not state its time step; other commands will need --dt SECONDS")
+    if found["manifest"] == "wrong":
+        say("its contents are not what its sha256 says: other commands will refuse the file")
 
 
 def _section(title: str, lines: list[str]) -> None:

@@ -12,6 +12,7 @@ from tser.deploy.backends import Backend, Trace
 from tser.deploy.candidates import Subject, executors, open_subject, pair_layers, paired
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import is_compiled_from
+from tser.deploy.probing import probe
 from tser.deploy.references import (
     Inputs,
     Reference,
@@ -105,8 +106,6 @@ def validate(
         )
     probed = None
     if probes:
-        from tser.deploy.probing import probe
-
         probed = [] if shape else probe(reference, subject, pairs, backends, steps, inputs)
     return document(path, reference, evidence, static, inputs, steps, probed)
 

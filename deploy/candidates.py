@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nir
-import numpy as np
 import onnx
 
 from tser.deploy.backends import Backend, CannotCompare, NirBackend, Trace
 from tser.deploy.foreign import FOREIGN, ForeignBackend
 from tser.deploy.graph_file import check_suffix, read_signed
-from tser.deploy.onnx_backend import OnnxBackend
+from tser.deploy.onnx_backend import OnnxBackend, compile_for
+from tser.deploy.onnx_view import onnx_view
 from tser.deploy.openvino_backend import OpenVinoBackend
 from tser.errors import InputFileError, UsageError
-from tser.export.graph import Graph, Node, resolve
-from tser.export.onnx_file import OnnxOptions, compile_onnx, model_metadata, options_of, read_onnx
+from tser.export.graph import Graph, resolve
+from tser.export.onnx_file import model_metadata, options_of, read_onnx
 from tser.export.shapes import Shape
 
-MOST_UNROLLED = 32
-"""T from which on a graph is compiled to a loop."""
 INTERPRETERS = ("nir-f32", "nir-f64")
 RUNTIMES = ("onnx", "onnx-noopt", "openvino")
 BACKENDS = (*INTERPRETERS, *RUNTIMES, *FOREIGN)
@@ -38,6 +34,7 @@ class Subject:
     Attributes:
         path: the file.
         layers: names of the spiking layers, and their shapes without batch and time.
+        view: the graph; of an ONNX model its input and layers, and no more.
         raw: the content of a ``.nir`` file, else None.
         graph: its resolved view, else None.
         model: the content of an ``.onnx`` file, or what was compiled from the graph before.
@@ -47,30 +44,12 @@ class Subject:
 
     path: Path
     layers: dict[str, Shape]
+    view: Graph
     raw: nir.NIRGraph | None = None
     graph: Graph | None = None
     model: onnx.ModelProto | None = None
     model_source: str = ""
     timesteps: int | None = None
-
-    @property
-    def view(self) -> Graph:
-        """The graph; of an ONNX model one that knows the input and the layers, and no more."""
-        if self.graph is not None or self.model is None:
-            return self.graph or Graph({}, math.nan, "")
-        given = next(one for one in self.model.graph.input if one.name == "input")
-        sizes = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
-        stated = model_metadata(self.model)
-        frames = stated.get("encoding") == "sequence" and options_of(self.model).form != "step"
-        shape = tuple(sizes[2 if frames else 1 :])
-        nodes = {
-            "input": Node("input", nir.Input({"input": np.array(shape, int)}), (), shape, shape)
-        }
-        for name, size in self.layers.items():
-            zero = np.broadcast_to(np.float32(0), size)
-            op = nir.LIF(tau=zero, r=zero, v_leak=zero, v_threshold=zero, v_reset=zero)
-            nodes[name] = Node(name, op, (), size, size)
-        return Graph(nodes, math.nan, "not known", dict(stated))
 
     @property
     def default_backends(self) -> tuple[str, ...]:
@@ -90,23 +69,19 @@ def open_subject(path: Path, dt: float | None = None) -> Subject:
         raw = read_signed(path)
         graph = resolve(raw, dt, str(path))
         layers = {node.name: node.output_shape for node in graph.spiking}
-        return Subject(path, layers, raw=raw, graph=graph, timesteps=graph.timesteps)
+        return Subject(path, layers, graph, raw, graph, timesteps=graph.timesteps)
     if dt is not None:
         raise UsageError(f"{path} was compiled for its dt; leave out --dt")
     model = read_onnx(path)
-    stated = model_metadata(model)
-    try:
-        layers = {
-            str(name): tuple(int(size) for size in shape)
-            for name, shape in json.loads(stated["layers"]).items()
-        }
-        timesteps = int(stated["timesteps"]) if "timesteps" in stated else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputFileError(
-            f"{path} does not list its layers as tser writes them; judge the .nir file that it "
-            "was made from"
-        ) from error
-    return Subject(path, layers, model=model, model_source=str(path), timesteps=timesteps)
+    view = onnx_view(model, path)
+    return Subject(
+        path,
+        view.layers,
+        view.graph,
+        model=model,
+        model_source=str(path),
+        timesteps=view.graph.timesteps,
+    )
 
 
 def executors(
@@ -132,9 +107,7 @@ def executors(
             raise UsageError(f"--backend {name} is not known; choose from {', '.join(BACKENDS)}")
         if name in RUNTIMES:
             if subject.graph is not None and not fits(model, timesteps, frames):
-                form = OnnxOptions("sequence" if timesteps <= MOST_UNROLLED else "scan")
-                encoding: Any = "sequence" if frames else "direct"
-                model = compile_onnx(subject.graph, timesteps, encoding, form)
+                model = compile_for(subject.graph, timesteps, frames)
             source = subject.model_source or f"compiled from {subject.path}"
             found.append(_runtime(name, model, subject, source, timesteps, frames))
             continue

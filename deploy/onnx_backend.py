@@ -14,9 +14,13 @@ from tser.deploy.backends import Trace
 from tser.deploy.onnx_model import OnnxModel
 from tser.deploy.onnx_replay import ReplayModel
 from tser.errors import InputFileError
-from tser.export.onnx_file import session_source
+from tser.export.graph import Graph
+from tser.export.onnx_file import OnnxOptions, compile_onnx, session_source
 
 Array = NDArray[Any]
+
+MOST_UNROLLED = 32
+"""T from which on a NIR graph is run as a loop."""
 
 
 class OnnxBackend:
@@ -134,6 +138,18 @@ class OnnxBackend:
             state = dict(zip(state, results[len(names) :], strict=True))
             history.append(results[: len(names)])
         return [np.stack(parts) for parts in zip(*history, strict=True)]
+
+
+def compile_for(graph: Graph, timesteps: int, frames: bool) -> onnx.ModelProto:
+    """The form of a NIR graph that is fastest for T steps.
+
+    Args:
+        graph: the resolved view.
+        timesteps: T.
+        frames: whether inputs have one frame a step.
+    """
+    form = OnnxOptions("sequence" if timesteps <= MOST_UNROLLED else "scan")
+    return compile_onnx(graph, timesteps, "sequence" if frames else "direct", form)
 
 
 def session(

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Backend, CannotCompare, NirBackend
 from tser.deploy.candidates import Subject, executors, fits, open_subject, paired
 from tser.deploy.equivalence import compare
+from tser.deploy.named_inputs import Inputs
 from tser.deploy.probes import Probe, probe_inputs
-from tser.deploy.references import Inputs, Reference
+from tser.deploy.references import Reference
 from tser.deploy.runtime_probes import runtime_probes
 from tser.deploy.tally import Comparison
 from tser.deploy.twin import Variant, coarse, twin, twin_onnx
@@ -62,9 +63,7 @@ def probe(
     """
     samples = None
     if inputs is not None:
-        x, _ = next(inputs.batches())
-        frames = inputs.frames is not None
-        samples = x[:, :FEW] if frames else x[:FEW]
+        samples, _ = next(inputs.batches(FEW))
     probes = probe_inputs(reference.graph, timesteps, samples)
     found = _on_given(reference, subject, pairs, backends, probes)
     found += _on_twins(reference, subject, pairs, backends, probes)
@@ -183,7 +182,7 @@ def _twin_of(subject: Subject, variant: Variant, folder: Path) -> Subject:
     path = folder / f"{variant}.nir"
     write_nir(raw, path)
     graph = resolve(raw)
-    return dataclasses.replace(subject, path=path, raw=raw, graph=graph, model=None)
+    return dataclasses.replace(subject, path=path, view=graph, raw=raw, graph=graph, model=None)
 
 
 def _dated(raw: nir.NIRGraph, graph: Graph) -> nir.NIRGraph:

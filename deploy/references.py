@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ from numpy.typing import NDArray
 from tser.checkpoints import load_run_data, load_student
 from tser.deploy.backends import Backend, TorchBackend
 from tser.deploy.candidates import Renamed, Subject, executors, open_subject
-from tser.deploy.inputs import BATCH, data_for_graph, image_batches
-from tser.deploy.run_graph import file_inputs
+from tser.deploy.named_inputs import Inputs, images_of
 from tser.deploy.static_check import (
     onnx_contradictions,
     onnx_differences,
     stated_differences,
     static_differences,
 )
-from tser.errors import UsageError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import lower
 from tser.export.nir_file import digest
@@ -48,25 +47,6 @@ class StaticCheck:
     contradictions: list[str] = field(default_factory=list)
     graph_digest: str | None = None
     reference_digest: str | None = None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What both are run on.
-
-    Attributes:
-        data: name of the data set or file, for people.
-        split: of the data set, or "".
-        samples: N.
-        frames: T of inputs with one frame a step, else None.
-        batches: ``(x, labels or None)``.
-    """
-
-    data: str
-    split: str
-    samples: int
-    frames: int | None
-    batches: Callable[[], Iterator[tuple[Array, Array | None]]]
 
 
 @dataclass(frozen=True)
@@ -133,11 +113,6 @@ def student_of(run: Run, root: Path | None) -> Reference:
             digest(vary(lowered.graph, stated_variant(stated))),
         )
 
-    def inputs(samples: int | None) -> Inputs:
-        count = len(data.test.labels)
-        count = count if samples is None else min(samples, count)
-        return Inputs(data.name, "test", count, data.frames, lambda: image_batches(data, samples))
-
     return Reference(
         title="the student",
         source=str(run.path),
@@ -150,7 +125,7 @@ def student_of(run: Run, root: Path | None) -> Reference:
         check=check,
         bias_magnitude=lowered.bias_magnitude,
         raw=lowered.graph,
-        run_inputs=inputs,
+        run_inputs=partial(images_of, data),
     )
 
 
@@ -204,31 +179,3 @@ def graph_as_reference(path: Path, subject: Subject, dt: float | None) -> Refere
         check=check,
         raw=other.raw,
     )
-
-
-def inputs_from(
-    graph: Graph,
-    source: Path | None,
-    data: str | None,
-    samples: int | None,
-    root: Path | None,
-    origin: str,
-) -> Inputs:
-    """What is named on the command line.
-
-    Raises:
-        InputFileError: a file that does not hold inputs of this graph.
-        UsageError: data that do not fit the graph.
-    """
-    if source is not None:
-        found = file_inputs(source, graph.input.output_shape, samples)
-        return Inputs(found.name, "", found.samples, found.frames, lambda: found.batches(BATCH))
-    if data is None:
-        raise UsageError(
-            "two graphs are compared on inputs that you name: pass --data NAME, --input FILE.npy "
-            "or --probes"
-        )
-    images = data_for_graph(graph, data, root, origin)
-    count = len(images.test.labels)
-    count = count if samples is None else min(samples, count)
-    return Inputs(images.name, "test", count, images.frames, lambda: image_batches(images, samples))

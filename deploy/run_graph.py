@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from tser.deploy.backends import Trace
 from tser.deploy.graph_file import check_suffix, open_nir
-from tser.deploy.inputs import data_for_graph, image_batches
 from tser.deploy.interpreter import run
-from tser.deploy.onnx_backend import OnnxBackend
+from tser.deploy.named_inputs import Inputs, batch_size, named_inputs
+from tser.deploy.onnx_backend import OnnxBackend, compile_for
+from tser.deploy.onnx_view import onnx_view
 from tser.deploy.spike_file import SpikeFile
 from tser.errors import InputFileError, UsageError
-from tser.export.graph import Graph, Node
-from tser.export.graph_checks import MOST_STEPS
-from tser.export.onnx_file import OnnxOptions, compile_onnx, model_metadata, options_of, read_onnx
+from tser.export.graph import Graph
+from tser.export.onnx_file import read_onnx
 from tser.export.shapes import Shape
 from tser.files import atomic_path
 
 Array = NDArray[Any]
 Runtime = Literal["nir", "onnx"]
-
-MOST_VALUES = 2**27
-"""Values of all neurons and steps that a batch may have, so that memory stays bounded."""
-MOST_BATCH = 100
-MOST_UNROLLED = 32
-"""T from which on a NIR graph is run by ONNX Runtime as a loop."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +46,6 @@ class Program:
     values: int
     fixed: int | None
     start: Callable[[int, bool, dict[str, Shape]], Callable[[Array], Trace]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a graph is run on.
-
-    Attributes:
-        name: for people.
-        samples: N.
-        frames: T of inputs that have one frame a step, None for constant ones.
-        batches: batch size -> ``x [B, ...]`` or ``[T, B, ...]`` float32, with labels ``[B]`` or
-            None.
-    """
-
-    name: str
-    samples: int
-    frames: int | None
-    batches: Callable[[int], Iterator[tuple[Array, Array | None]]]
 
 
 def run_graph(
@@ -112,9 +86,9 @@ def run_graph(
     """
     _check_options(path, source, data, out, trace)
     program = open_program(path, runtime, dt)
-    inputs = _inputs_of(program.graph, path, source, data, samples, root)
+    inputs = named_inputs(program.graph, str(path), source, data, samples, root)
     steps = _steps(program, inputs, timesteps, path)
-    size = max(1, min(MOST_BATCH, MOST_VALUES // max(1, steps * program.values)))
+    size = batch_size(program.values, steps)
     recorded = program.layers if trace is not None else {}
     execute = program.start(steps, inputs.frames is not None, recorded)
     logits, labels = [], []
@@ -139,7 +113,7 @@ def run_graph(
         "schema_version": 1,
         "graph": str(path),
         "runtime": _runtime(path, runtime),
-        "input": inputs.name,
+        "input": inputs.title,
         "samples": inputs.samples,
         "timesteps": steps,
         "output_shape": list(joined.shape[2:]),
@@ -178,8 +152,7 @@ def _nir_program(graph: Graph, path: Path, runtime: Runtime) -> Program:
 
     def start(steps: int, frames: bool, recorded: dict[str, Shape]) -> Callable[[Array], Trace]:
         if runtime == "onnx":
-            form = OnnxOptions("sequence" if steps <= MOST_UNROLLED else "scan")
-            model = compile_onnx(graph, steps, "sequence" if frames else "direct", form)
+            model = compile_for(graph, steps, frames)
             return OnnxBackend(model, recorded, f"the ONNX form of {path}", steps)
 
         def execute(x: Array) -> Trace:
@@ -194,50 +167,14 @@ def _nir_program(graph: Graph, path: Path, runtime: Runtime) -> Program:
 
 def _onnx_program(path: Path) -> Program:
     model = read_onnx(path)
-    stated, form = model_metadata(model), options_of(model).form
-    if model.producer_name != "tser":
-        raise InputFileError(
-            f"{path} was not compiled by tser; run the .nir file that it was made from"
-        )
-    frames = stated.get("encoding") == "sequence"
-    try:
-        layers = {
-            str(name): tuple(int(size) for size in shape)
-            for name, shape in json.loads(stated["layers"]).items()
-        }
-        dims = next(one for one in model.graph.input if one.name == "input")
-        sizes = [dim.dim_value for dim in dims.type.tensor_type.shape.dim]
-        shape = tuple(sizes[2 if frames and form != "step" else 1 :])
-        fixed = int(stated["timesteps"]) if form == "sequence" else None
-        metadata = _graph_metadata(stated, frames)
-        graph = Graph({"input": _input_node(shape)}, float(stated["dt"]), "stated", metadata)
-        if not 1 <= (graph.timesteps or 1) <= MOST_STEPS or min(_sizes(layers, shape)) < 1:
-            raise ValueError("out of range")
-        _ = graph.class_names
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise InputFileError(
-            f"{path}: its metadata do not say how it is to be run; export it again"
-        ) from error
+    view = onnx_view(model, path)
 
     def start(steps: int, given: bool, recorded: dict[str, Shape]) -> Callable[[Array], Trace]:
         return OnnxBackend(model, recorded, str(path), None if given else steps)
 
-    values = sum(math.prod(size) for size in layers.values()) + math.prod(shape)
-    return Program(graph, layers, 2 * values, fixed, start)
-
-
-def _sizes(layers: dict[str, Shape], shape: Shape) -> list[int]:
-    return [1, *shape, *(size for layer in layers.values() for size in layer)]
-
-
-def _graph_metadata(stated: dict[str, str], frames: bool) -> dict[str, Any]:
-    """Metadata as a NIR graph has them; what takes frames may take repeated images too."""
-    left_out = {"encoding"} if frames or stated.get("form") == "step" else set()
-    return {key: value for key, value in stated.items() if key not in left_out}
-
-
-def _input_node(shape: Shape) -> Node:
-    return Node("input", nir.Input({"input": np.array(shape, int)}), (), shape, shape)
+    sizes = (*view.layers.values(), view.graph.input.output_shape)
+    values = sum(math.prod(size) for size in sizes)
+    return Program(view.graph, view.layers, 2 * values, view.fixed, start)
 
 
 def _steps(program: Program, inputs: Inputs, timesteps: int | None, path: Path) -> int:
@@ -248,14 +185,14 @@ def _steps(program: Program, inputs: Inputs, timesteps: int | None, path: Path) 
         UsageError: nothing says it, or two things say otherwise.
     """
     if inputs.frames is not None and timesteps not in (None, inputs.frames):
-        raise UsageError(f"{inputs.name} has {inputs.frames} time steps; leave out --timesteps")
+        raise UsageError(f"{inputs.title} has {inputs.frames} time steps; leave out --timesteps")
     steps = inputs.frames or timesteps or program.graph.timesteps
     if steps is None:
         raise UsageError(f"{path} does not say how many time steps to run; pass --timesteps")
     if program.fixed is not None and steps != program.fixed:
         if inputs.frames is not None:
             raise InputFileError(
-                f"{inputs.name} has {steps} time steps, {path} was unrolled for {program.fixed}; "
+                f"{inputs.title} has {steps} time steps, {path} was unrolled for {program.fixed}; "
                 "export it with --form scan"
             )
         raise UsageError(
@@ -263,80 +200,6 @@ def _steps(program: Program, inputs: Inputs, timesteps: int | None, path: Path) 
             "export it with --form scan"
         )
     return steps
-
-
-def _inputs_of(
-    graph: Graph,
-    path: Path,
-    source: Path | None,
-    data: str | None,
-    samples: int | None,
-    root: Path | None,
-) -> Inputs:
-    if samples is not None and samples < 1:
-        raise UsageError(f"--samples must be at least 1, got {samples}")
-    if source is not None:
-        return file_inputs(source, graph.input.output_shape, samples)
-    images = data_for_graph(graph, data or "", root, str(path))
-    count = len(images.test.labels)
-    count = count if samples is None else min(samples, count)
-
-    def batches(size: int) -> Iterator[tuple[Array, Array | None]]:
-        yield from image_batches(images, count, size)
-
-    return Inputs(f"test images of {images.name}", count, images.frames, batches)
-
-
-def file_inputs(path: Path, shape: Shape, samples: int | None = None) -> Inputs:
-    """The array in a ``.npy`` file, read batch by batch.
-
-    Args:
-        path: holds ``[N, *shape]``, or ``[T, N, *shape]``.
-        shape: that the graph takes.
-        samples: the first so many; None: all.
-
-    Raises:
-        InputFileError: no such file, not an array of numbers, another shape, or values that are
-            not finite.
-    """
-    if path.suffix == ".npz" and path.is_file():
-        raise InputFileError(f"{path} is an .npz archive; save its one array with numpy.save")
-    check_suffix(path, ".npy")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header raises many types
-        reason = " ".join(str(error).split())[:160]
-        if "Python objects" in reason or "pickled" in reason:
-            raise InputFileError(
-                f"{path} holds Python objects, which are not loaded; save one array of numbers"
-            ) from error
-        raise InputFileError(f"{path} is not a .npy file: {reason}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputFileError(f"{path} is an .npz archive; save its one array with numpy.save")
-    if array.dtype.kind not in "fiub":
-        raise InputFileError(f"{path} holds {array.dtype}, not numbers; save it as float32")
-    frames = array.ndim == len(shape) + 2
-    if array.ndim - len(shape) not in (1, 2) or array.shape[1 + frames :] != shape:
-        expected = ", ".join(map(str, shape))
-        raise InputFileError(
-            f"{path} has shape {array.shape}; the graph takes [N, {expected}] or [T, N, {expected}]"
-        )
-    if 0 in array.shape:
-        raise InputFileError(f"{path} has shape {array.shape}: there is nothing to run")
-    count = array.shape[1 if frames else 0]
-    count = count if samples is None else min(samples, count)
-
-    def batches(size: int) -> Iterator[tuple[Array, Array | None]]:
-        for first in range(0, count, size):
-            part = slice(first, min(first + size, count))
-            with np.errstate(over="ignore"):  # what overflows is refused below
-                x = np.asarray(array[:, part] if frames else array[part], np.float32)
-            if not np.isfinite(x).all():
-                raise InputFileError(f"{path} holds values that are not finite in float32")
-            yield x, None
-
-    return Inputs(str(path), count, len(array) if frames else None, batches)
 
 
 def _answers(logits: Array, labels: Array | None) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +13,11 @@ from tser.deploy.backends import Backend, Trace
 from tser.deploy.candidates import Subject, executors, open_subject, pair_layers, paired
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import is_compiled_from
+from tser.deploy.named_inputs import Inputs, batch_size, named_inputs
 from tser.deploy.probing import probe
 from tser.deploy.references import (
-    Inputs,
     Reference,
     graph_as_reference,
-    inputs_from,
     student_of,
 )
 from tser.deploy.spike_file import SpikeFile
@@ -84,8 +84,14 @@ def validate(
     else:
         reference = graph_as_reference(against, subject, dt)
         inputs = None
-        if source is not None or data is not None or not probes:
-            inputs = inputs_from(reference.graph, source, data, samples, root, str(against))
+        if source is not None or data is not None:
+            origin = str(against)
+            inputs = named_inputs(reference.graph, origin, source, data, samples, root)
+        elif not probes:
+            raise UsageError(
+                "two graphs are compared on inputs that you name: pass --data NAME, "
+                "--input FILE.npy or --probes"
+            )
     pairs = pair_layers(reference.layers, subject.layers)
     if pairs is None:
         raise InputFileError(
@@ -155,6 +161,7 @@ def _compared(
     trace: Path | None,
 ) -> Evidence:
     backend = reference.start(steps, inputs.frames is not None)
+    neurons = sum(math.prod(shape) for shape in reference.layers.values())
     with ExitStack() as stack:
         watch = None
         if trace is not None:
@@ -179,7 +186,7 @@ def _compared(
             reference.graph,
             backend,
             candidates,
-            inputs.batches(),
+            inputs.batches(batch_size(neurons, steps)),
             reference.bias_magnitude,
             certify=reference.certify,
             watch=watch,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tser.deploy.references import Inputs, Reference, StaticCheck
+from tser.deploy.named_inputs import Inputs
+from tser.deploy.references import Reference, StaticCheck
 from tser.deploy.tally import Comparison, Evidence, LayerTally
 
 SCHEMA_VERSION = 2
@@ -43,7 +44,7 @@ def document(
         "graph": str(path),
         "against": reference.source,
         "reference": reference.title,
-        "data": None if inputs is None else inputs.data,
+        "data": None if inputs is None else inputs.name,
         "split": "" if inputs is None else inputs.split,
         "samples": evidence.samples,
         "timesteps": timesteps,

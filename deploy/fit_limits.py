@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tser.config_file import nearest
-from tser.errors import InputFileError, UsageError
+from tser.deploy.data_files import load_shipped, read_own, shipped_names
 
 T = TypeVar("T")
 _STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -197,8 +194,7 @@ class Chip(BaseModel):
 
 def chip_names() -> list[str]:
     """Names of the chips that ship with tser."""
-    folder = resources.files("tser.deploy") / "limits"
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+    return shipped_names("limits")
 
 
 def load_chip(name: str) -> Chip:
@@ -207,13 +203,7 @@ def load_chip(name: str) -> Chip:
     Raises:
         UsageError: no such chip.
     """
-    if name not in chip_names():
-        raise UsageError(
-            f"there is no chip {name!r}{nearest(name, chip_names())}; "
-            f"chips are {', '.join(chip_names())}"
-        )
-    text = (resources.files("tser.deploy") / "limits" / f"{name}.toml").read_text("utf-8")
-    return _parse(text, f"{name}.toml")
+    return load_shipped("limits", name, Chip, "chip")
 
 
 def load_chip_file(path: Path) -> Chip:
@@ -222,23 +212,4 @@ def load_chip_file(path: Path) -> Chip:
     Raises:
         InputFileError: missing, not TOML, or not of the format.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputFileError(f"there is no chip file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"cannot read the chip file {path}: {error}") from error
-    return _parse(text, str(path))
-
-
-def _parse(text: str, origin: str) -> Chip:
-    try:
-        return Chip.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputFileError(f"the chip file {origin} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        where = f"{key}: " if key else ""
-        raise InputFileError(f"the chip file {origin} is not valid: {where}{reason}") from error
+    return read_own(path, Chip, "chip")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tser.deploy.conventions import Departure
+from tser.deploy.data_files import parse
 from tser.deploy.facts import FACTS, TIMED, Facts, differs, of_classes, sums
-from tser.errors import InputFileError
 from tser.export.graph import STATEFUL
 
 Effect = Literal["fails", "differs", "unknown"]
@@ -99,11 +98,7 @@ def load_importers() -> tuple[Importer, ...]:
         InputFileError: it is not valid.
     """
     text = (resources.files("tser.deploy") / "importers.toml").read_text("utf-8")
-    try:
-        return Importers.model_validate(tomllib.loads(text)).importers
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise InputFileError(f"the table importers.toml is not valid: {reason}") from error
+    return parse(text, Importers, "the table importers.toml").importers
 
 
 def judge(importer: Importer, facts: Facts) -> Judgement:

@@ -12,15 +12,13 @@ power are left out of the total in words; every other charge keeps the total fro
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tser.config_file import nearest
-from tser.errors import InputFileError, UsageError
+from tser.deploy.data_files import load_shipped, read_own, shipped_names
+from tser.errors import UsageError
 
 PICOJOULE = 1e-12
 MILLIWATT = 1e-3
@@ -163,8 +161,7 @@ class Target(BaseModel):
 
 def target_names() -> list[str]:
     """Names of the targets that ship with tser."""
-    folder = resources.files("tser.deploy") / "targets"
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+    return shipped_names("targets")
 
 
 def load_target(name: str) -> Target:
@@ -174,13 +171,7 @@ def load_target(name: str) -> Target:
         UsageError: no such target.
         InputFileError: its file is not valid.
     """
-    if name not in target_names():
-        raise UsageError(
-            f"there is no target {name!r}{nearest(name, target_names())}; "
-            f"targets are {', '.join(target_names())}; --target-file takes your own"
-        )
-    text = (resources.files("tser.deploy") / "targets" / f"{name}.toml").read_text("utf-8")
-    return _parsed(text, f"{name}.toml")
+    return load_shipped("targets", name, Target, "target", "; --target-file takes your own")
 
 
 def read_target(path: Path) -> Target:
@@ -189,12 +180,7 @@ def read_target(path: Path) -> Target:
     Raises:
         InputFileError: the file cannot be read or is not valid.
     """
-    try:
-        return _parsed(path.read_text("utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise InputFileError(f"the target file {path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputFileError(f"cannot read the target file {path}: {error.strerror}") from error
+    return read_own(path, Target, "target")
 
 
 def choose_targets(names: list[str], files: list[Path]) -> list[Target]:
@@ -215,20 +201,3 @@ def choose_targets(names: list[str], files: list[Path]) -> list[Target]:
     given = {target.name for target in own}
     chosen = [load_target(name) for name in dict.fromkeys(names) if name not in given]
     return chosen + own
-
-
-def _parsed(text: str, origin: str) -> Target:
-    try:
-        return Target.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputFileError(f"the target file {origin} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise InputFileError(f"the target file {origin} is not valid: {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    first: Any = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return " ".join(f"{where + ': ' if where else ''}{reason}{more}".split())

@@ -123,32 +123,31 @@ class Audit:
         )
         return Bounded(_late(value), _late(error))
 
+    def membrane(self, node: Node) -> Bounded:
+        """The potential before the reset, given the recorded inputs and resets, ``[T, B, ...]``.
+
+        Args:
+            node: a layer that fires.
+        """
+        return self._membrane(node, self._trace.spikes[node.name])
+
     def margins(self, node: Node) -> Bounded:
-        """``v - v_threshold`` before the reset, given the recorded inputs and resets.
+        """``v - v_threshold`` before the reset, ``[T, B, ...]``.
 
         Args:
             node: a layer that fires.
-
-        Returns:
-            ``[T, B, ...]``.
         """
-        v = self._membrane(node, self._trace.spikes[node.name])
-        return Bounded(v.value - np.asarray(node.op.v_threshold, np.float64), v.error)
+        return over_threshold(node, self.membrane(node))
 
-    def states(self, node: Node) -> Array:
-        """The membrane potential before each step, after the reset of the step before.
+    def states(self, node: Node, membrane: Bounded) -> Array:
+        """The potential before each step, after the reset of the step before, ``[T, B, ...]``.
 
         Args:
             node: a layer that fires.
-
-        Returns:
-            ``[T, B, ...]``.
+            membrane: its own.
         """
-        after = np.where(
-            self._trace.spikes[node.name],
-            np.asarray(node.op.v_reset, np.float64),
-            self._membrane(node, self._trace.spikes[node.name]).value,
-        )
+        reset = np.asarray(node.op.v_reset, np.float64)
+        after = np.where(self._trace.spikes[node.name], reset, membrane.value)
         rest = np.broadcast_to(np.asarray(getattr(node.op, "v_leak", 0.0)), after.shape[1:])
         return np.concatenate([rest[None].astype(np.float64), after[:-1]])
 
@@ -294,6 +293,11 @@ class Audit:
     def logits(self) -> Bounded:
         """The output ``[T or 1, B, K]`` that follows from the recorded spikes."""
         return self._output(self.graph.output)
+
+
+def over_threshold(node: Node, membrane: Bounded) -> Bounded:
+    """``v - v_threshold`` of a layer that fires."""
+    return Bounded(membrane.value - np.asarray(node.op.v_threshold, np.float64), membrane.error)
 
 
 def _late(values: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.deploy.backends import Backend, Replayable, Trace
-from tser.deploy.certificate import Audit, Bounded
+from tser.deploy.certificate import Audit, Bounded, over_threshold
 from tser.deploy.tally import Comparison, LayerTally
 
 Bools = NDArray[np.bool_]
@@ -46,15 +46,15 @@ def replay_seeds(
     except NotImplementedError as error:
         comparison.not_replayed = str(error)
         return False
+    states = {}
     for name, tally in comparison.layers.items():
+        node = audit.graph.nodes[name]
+        membrane = audit.membrane(node)
+        states[name] = np.asarray(audit.states(node, membrane), np.float32)
         flips = replayed[name] != expected.spikes[name]
         tally.replayed = (tally.replayed or 0) + int(flips.sum())
         if flips.any():
-            count_seeds(tally, first_flips(flips), audit.margins(audit.graph.nodes[name]))
-    states = {
-        name: np.asarray(audit.states(audit.graph.nodes[name]), np.float32)
-        for name in comparison.layers
-    }
+            count_seeds(tally, first_flips(flips), over_threshold(node, membrane))
     try:
         stepped = backend.replay(x, expected.spikes, states)
     except NotImplementedError:

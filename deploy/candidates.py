@@ -13,6 +13,7 @@ import onnx
 from tser.deploy.backends import Backend, CannotCompare, NirBackend, Trace
 from tser.deploy.foreign import FOREIGN, ForeignBackend
 from tser.deploy.graph_file import check_suffix, read_signed
+from tser.deploy.model_trial import tried
 from tser.deploy.onnx_backend import OnnxBackend, compile_for
 from tser.deploy.onnx_view import onnx_view
 from tser.deploy.openvino_backend import OpenVinoBackend
@@ -78,7 +79,7 @@ def open_subject(path: Path, dt: float | None = None) -> Subject:
         path,
         view.layers,
         view.graph,
-        model=model,
+        model=tried(model, path),
         model_source=str(path),
         timesteps=view.graph.timesteps,
     )

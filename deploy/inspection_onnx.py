@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx
 
-from tser.export.onnx_file import model_metadata, read_onnx
+from tser.export.onnx_digest import damage
+from tser.export.onnx_file import model_metadata, read_unverified
 
 _ABOVE = re.compile(r"(.+)\.above(?:\.\d+)?\Z")
 """Our name of a comparison with the threshold: the neurons' node, then the step if any."""
@@ -20,14 +21,17 @@ _ABOVE = re.compile(r"(.+)\.above(?:\.\d+)?\Z")
 def inspect_onnx(path: Path) -> dict[str, Any]:
     """Everything that `tser inspect` says about an ``.onnx`` file; nothing is run.
 
+    A file whose digest is wrong is described too; the caller has to say that it is damaged, in
+    the words of ``"problem"``.
+
     Returns:
         A JSON document. ``neurons`` is None where the model is not one of ours, whose names say
-        which tensors are spikes.
+        which tensors are spikes, or not what its digest says.
 
     Raises:
         InputFileError: missing, damaged, not ONNX, or with data outside the file.
     """
-    model = read_onnx(path)
+    model, state = read_unverified(path)
     metadata = model_metadata(model)
     ours = model.producer_name == "tser"
     operators = Counter(_kind(node) for graph in _graphs(model.graph) for node in graph.node)
@@ -37,6 +41,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "file": str(path),
         "format": "onnx",
         "ours": ours,
+        "manifest": state,
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "opsets": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
         "ir_version": model.ir_version,
@@ -44,8 +49,9 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "outputs": _ports(model.graph.output),
         "operators": dict(sorted(operators.items())),
         "constants": sum(math.prod(tensor.dims) for tensor in weights),
-        "neurons": _neurons(model) if ours else None,
+        "neurons": _neurons(model) if ours and state == "ok" else None,
         "metadata": metadata,
+        "problem": damage(path, model) if state == "wrong" else "",
     }
 
 

@@ -58,7 +58,7 @@ def read_states(stated: dict[str, str], source: str) -> list[StepState]:
             )
             for one in json.loads(stated["states"])
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputFileError(
             f"{source}: its metadata do not list the states of a step; export it again"
         ) from error

@@ -62,7 +62,15 @@ def onnx_view(model: onnx.ModelProto, path: Path) -> OnnxView:
         if not 1 <= (graph.timesteps or 1) <= MOST_STEPS or min(whole) < 1:
             raise ValueError("out of range")
         _ = graph.class_names
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        StopIteration,
+    ) as error:
         raise InputFileError(
             f"{path}: its metadata do not say how it is to be run; export it again"
         ) from error

@@ -6,8 +6,10 @@ model names; readers that followed any such name were made to read files of othe
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,15 +18,17 @@ from typing import Any, BinaryIO
 
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from tser.errors import InputFileError, UsageError
+from tser.errors import InputFileError
 from tser.files import atomic_path
 
 MOST_BYTES = 2**31 - 2**20
 """Of one protobuf message, less room for the metadata."""
 INLINE = 1024
 """Bytes of a tensor up to which it stays where it is."""
+_DIGITS = 12
+"""Of a digest, in the name of a file of weights."""
 _PAGE = 4096
 """Tensors start at multiples of it, so that a runtime can map them."""
 
@@ -49,34 +53,67 @@ def too_large(message: Any) -> bool:
     return total > MOST_BYTES or int(message.ByteSize()) > MOST_BYTES
 
 
-def data_file(path: Path) -> Path:
-    """Where the weights of a model at ``path`` stand, if not in it: ``<name>.onnx.data``."""
-    return path.with_name(f"{path.name}.data")
+def check_sizes(model: onnx.ModelProto) -> None:
+    """See that tensors have the bytes of their shapes, as ONNX's own checker does from 1.23 on.
+
+    Raises:
+        ValueError: one has more or fewer.
+    """
+    for tensor in tensors(model):
+        if tensor.HasField("raw_data"):
+            numpy_helper.to_array(tensor)
+
+
+def data_files(path: Path) -> list[Path]:
+    """Files beside a model at ``path`` that are named as its weights, of whichever version."""
+    named = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{{_DIGITS}}}\.data", re.DOTALL)
+    with suppress(OSError):
+        return sorted(one for one in path.parent.iterdir() if named.fullmatch(one.name))
+    return []
+
+
+def remove_weights(path: Path, keep: str = "") -> None:
+    """Delete the weights of models that stood at ``path`` before, but for the file ``keep``."""
+    for one in data_files(path):
+        if one.name != keep:
+            one.unlink(missing_ok=True)
 
 
 def write_external(model: onnx.ModelProto, path: Path) -> None:
     """Write ``model`` to ``path`` and its weights beside it, each whole or not at all.
 
-    A model never stands beside weights that are not its own: one that stood there before is gone
-    before they come, and the new one follows them.
+    The file of weights, ``<name>.onnx.<digest>.data``, is called by what it holds. So a model never
+    stands beside weights that are not its own, and one that stood here before has its own until
+    the new one takes its name; they are deleted then.
 
     Raises:
         UsageError: the folder cannot be written, or one of the names is a folder's.
+        TserError: the disk is full.
         onnx.checker.ValidationError: it is not valid ONNX.
     """
-    data = data_file(path)
-    for target in (path, data):
-        if target.is_dir():
-            raise UsageError(f"cannot write {target}: it is a folder; choose another name")
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
-        with temporary_data.open("wb") as file:
-            apart = _apart(model, file, temporary_data.name)
-        onnx.save_model(apart, temporary)
-        onnx.checker.check_model(str(temporary), full_check=True)
+    data = path.with_name(f"{path.name}.{_digest(model)}.data")
+    with atomic_path(path) as temporary:
+        with atomic_path(data) as temporary_data:
+            with temporary_data.open("wb") as file:
+                apart = _apart(model, file, temporary_data.name)
+            onnx.save_model(apart, temporary)
+            onnx.checker.check_model(str(temporary), full_check=True)
         for tensor in external(apart):
             tensor.external_data[0].value = data.name
         onnx.save_model(apart, temporary)
-        path.unlink(missing_ok=True)
+    remove_weights(path, keep=data.name)
+
+
+def _digest(model: onnx.ModelProto) -> str:
+    """Of the bytes that go into the file of weights."""
+    total = hashlib.sha256()
+
+    def put(tensor: onnx.TensorProto, content: bytes) -> None:
+        total.update(len(content).to_bytes(8, "little"))
+        total.update(content)
+
+    _copy(model, onnx.ModelProto(), put)
+    return total.hexdigest()[:_DIGITS]
 
 
 def _apart(model: onnx.ModelProto, file: BinaryIO, name: str) -> onnx.ModelProto:

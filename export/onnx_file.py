@@ -7,7 +7,6 @@ them.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,23 +19,26 @@ from onnx import helper
 from tser import __version__
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph
+from tser.export.nir_file import Manifest
+from tser.export.onnx_digest import damage, manifest, sign
 from tser.export.onnx_external import (
-    data_file,
+    check_sizes,
+    data_files,
     embed,
     external,
     fill,
+    remove_weights,
     too_large,
     write_external,
 )
 from tser.export.onnx_forms import FORMS, Encoding, Form, Job
 from tser.export.onnx_steps import Extra
-from tser.files import atomic_path
+from tser.files import atomic_path, scratch
+from tser.plain_files import check_plain
 
 OPSET = 18
 """Split with num_outputs needs 18; ONNX Runtime has it since 1.14."""
 IR_VERSION = 8
-_END = "complete"
-"""The last metadata of a file of ours: one that is cut off before it can still be valid ONNX."""
 
 Weights = Literal["float32", "float16"]
 
@@ -131,7 +133,6 @@ def compile_onnx(
                 for carry in compiled.states
             ]
         )
-    metadata[_END] = "true"
     helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     fill(model, compiled.contents)
     if not too_large(model):  # it is checked where it is written
@@ -151,35 +152,35 @@ def options_of(model: onnx.ModelProto) -> OnnxOptions:
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``model`` to ``path``, whole or not at all.
+    """Write ``model`` to ``path``, whole or not at all, with its digest in the metadata.
 
-    Over 2 GB its weights go to ``<name>.onnx.data`` beside it.
+    The model's metadata gain the key ``sha256``. Over 2 GB its weights go to a file
+    beside it.
 
     Raises:
         UsageError: the folder cannot be written, or ``path`` is a folder.
     """
+    sign(model)
     if too_large(model):
         write_external(model, path)
         return
-    outdated = weights_file(path)
     with atomic_path(path) as temporary:
         onnx.save_model(model, temporary)
-    if outdated is not None:
-        outdated.unlink(missing_ok=True)
+    remove_weights(path)
 
 
 def weights_file(path: Path) -> Path | None:
-    """The file ``<name>.onnx.data``, if the model at ``path`` has its weights there."""
-    data = data_file(path)
-    if not data.is_file():
+    """The file beside the model at ``path`` that it has its weights in, as we name it."""
+    found = {data.name: data for data in data_files(path)}
+    if not (found and path.is_file()):
         return None
     try:
         model = onnx.load_model(path, load_external_data=False)
     except Exception:  # noqa: BLE001 - protobuf raises many types; such a file names nothing
         return None
     entries = (entry for tensor in external(model) for entry in tensor.external_data)
-    named = any((entry.key, entry.value) == ("location", data.name) for entry in entries)
-    return data if named else None
+    stated = (entry.value for entry in entries if entry.key == "location")
+    return next((found[name] for name in stated if name in found), None)
 
 
 @contextmanager
@@ -191,8 +192,8 @@ def session_source(model: onnx.ModelProto) -> Iterator[bytes | str]:
     if not too_large(model):
         yield model.SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="tser-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         write_external(model, path)
         yield str(path)
 
@@ -201,15 +202,37 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ``.onnx`` file, and the weights that it keeps in a file beside it.
 
     Raises:
+        InputFileError: missing, damaged, not ONNX, with data that are not beside it, or one of
+            ours that is not what its digest says.
+    """
+    model, state = read_unverified(path)
+    if state == "wrong":
+        raise InputFileError(damage(path, model))
+    return model
+
+
+def read_unverified(path: Path) -> tuple[onnx.ModelProto, Manifest]:
+    """Read an ``.onnx`` file whose digest may be wrong, which the caller then has to say.
+
+    Returns:
+        The model, and whether it is what its digest says: "absent" where the file has none, as
+        those of other tools.
+
+    Raises:
         InputFileError: missing, damaged, not ONNX, or with data that are not beside it.
     """
+    check_plain(path)
     try:
         model = onnx.load_model(path, load_external_data=False)
         embed(model, path)
-        onnx.checker.check_model(str(path) if too_large(model) else model)
-        stated = model_metadata(model)
-        if model.producer_name == "tser" and "form" in stated and _END not in stated:
-            raise InputFileError(f"{path} is cut off; export it again")
+        state = manifest(model)
+        try:
+            check_sizes(model)
+            onnx.checker.check_model(str(path) if too_large(model) else model)
+        except Exception as error:
+            if state == "wrong":  # that is the cause
+                raise InputFileError(damage(path, model)) from error
+            raise
     except InputFileError:
         raise
     except FileNotFoundError as error:
@@ -217,7 +240,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf and the checker raise many types
         reason = " ".join(str(error).split())[:160]
         raise InputFileError(f"{path} is not a valid ONNX model: {reason}") from error
-    return model
+    return model, state
 
 
 def model_metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -28,7 +28,7 @@ from tser.errors import InputFileError, UsageError
 from tser.export.export import export_nir, export_onnx
 from tser.export.lower import ExportError
 from tser.export.nir_file import read_nir, write_nir
-from tser.export.onnx_file import model_metadata, read_onnx
+from tser.export.onnx_file import model_metadata, read_onnx, write_onnx
 from tser.runs import Run
 from tser.students import build_student
 
@@ -276,7 +276,7 @@ def test_logits_that_are_not_numbers_are_wrong(run: Run) -> None:
         if tensor.name == "readout.bias":
             bias = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(bias, np.nan), tensor.name))
-    onnx.save_model(model, run.onnx)
+    write_onnx(model, run.onnx)
     found = validate(run.onnx, run, samples=5)
     (backend,) = found["backends"]
     assert (found["verdict"], backend["argmax_differences"]) == ("E3", 5)
@@ -291,7 +291,7 @@ def test_what_a_model_says_of_itself_is_checked(run: Run, key: str, value: str) 
     model = onnx.load_model(run.onnx)
     onnx.helper.set_model_props(model, model_metadata(model) | {key: value})
     path = run.onnx.with_name("copy.onnx")
-    onnx.save_model(model, path)
+    write_onnx(model, path)
     found = validate(path, run, samples=5)
     assert found["verdict"] == "E3"
     assert found["contradictions"][0].startswith(f"{key} is {value}, not ")
@@ -302,7 +302,7 @@ def test_the_parts_of_a_model_are_those_of_a_fresh_export(run: Run) -> None:
     model = onnx.load_model(run.onnx)
     raw = next(t for t in model.graph.initializer if t.name == "readout.bias")
     raw.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(raw) + np.float32(1e-6), raw.name))
-    onnx.save_model(model, run.onnx)
+    write_onnx(model, run.onnx)
     assert not validate(run.onnx, run, samples=5)["static"]["identical"]
 
 

@@ -16,7 +16,8 @@ from tests.graphs import Array, dyadic, full, lif, view
 from tser.deploy.interpreter import run
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph
-from tser.export.onnx_external import copy_of, data_file, external
+from tser.export.onnx_digest import sign
+from tser.export.onnx_external import copy_of, data_files, external
 from tser.export.onnx_file import (
     IR_VERSION,
     OPSET,
@@ -50,6 +51,11 @@ def _compiled(form: Form = "sequence", seed: int = 0) -> onnx.ModelProto:
     return compile_onnx(_graph(seed), STEPS, "direct", OnnxOptions(form))
 
 
+def _signed(model: onnx.ModelProto) -> onnx.ModelProto:
+    sign(model)
+    return model
+
+
 def _logits(source: bytes | str, form: Form, x: Array) -> Array:
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     feeds = {"input": x}
@@ -68,12 +74,13 @@ def test_a_model_over_the_limit_has_its_weights_beside_it(
 ) -> None:
     model, path = _compiled(form), tmp_path / "m.onnx"
     write_onnx(model, path)
-    assert _names(tmp_path) == ["m.onnx", "m.onnx.data"]
+    (data,) = data_files(path)
+    assert _names(tmp_path) == sorted(["m.onnx", data.name])
     bare = onnx.load_model(path, load_external_data=False)
     stated = [{e.key: e.value for e in tensor.external_data} for tensor in external(bare)]
-    assert {one["location"] for one in stated} == {"m.onnx.data"}
+    assert {one["location"] for one in stated} == {data.name}
     assert all(int(one["offset"]) % 4096 == 0 for one in stated)
-    assert path.stat().st_size < data_file(path).stat().st_size
+    assert path.stat().st_size < data.stat().st_size
     onnx.checker.check_model(str(path), full_check=True)
     assert read_onnx(path).SerializeToString() == model.SerializeToString()
     x = dyadic(np.random.default_rng(1), (2, SIZE), most=2)
@@ -115,23 +122,42 @@ def test_a_smaller_model_takes_the_weights_of_the_one_before_it_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.onnx"
-    data_file(path).write_text("of somebody else")
+    (tmp_path / "m.onnx.data").write_text("of somebody else")
     write_onnx(_compiled(), path)
-    assert data_file(path).read_text() == "of somebody else"
     with monkeypatch.context() as patched:
         patched.setattr(LIMIT, 3000)
         write_onnx(_compiled(), path)
     assert len(external(onnx.load_model(path, load_external_data=False)))
     write_onnx(_compiled(), path)
-    assert _names(tmp_path) == ["m.onnx"]
+    assert _names(tmp_path) == ["m.onnx", "m.onnx.data"]
+    assert (tmp_path / "m.onnx.data").read_text() == "of somebody else"
 
 
-@pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
-def test_a_folder_in_the_way(name: str, small: None, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match=rf"{name}: it is a folder"):
-        write_onnx(_compiled(), tmp_path / "m.onnx")
-    assert _names(tmp_path) == [name]
+def test_equal_models_have_equal_files(small: None, tmp_path: Path) -> None:
+    """Under whatever names they stood before."""
+    path = tmp_path / "m.onnx"
+    found = []
+    for seed in (0, 1, 0):
+        write_onnx(_compiled(seed=seed), path)
+        found.append({file.name: file.read_bytes() for file in tmp_path.iterdir()})
+    assert found[0] == found[2] != found[1]
+    assert all(len(files) == 2 for files in found)
+
+
+def test_a_folder_in_the_way(small: None, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.mkdir()
+    with pytest.raises(UsageError, match=r"m.onnx: it is a folder"):
+        write_onnx(_compiled(), path)
+    path.rmdir()
+    write_onnx(_compiled(), path)
+    (data,) = data_files(path)
+    data.unlink()
+    path.unlink()
+    data.mkdir()
+    with pytest.raises(UsageError, match=r"\.data: it is a folder"):
+        write_onnx(_compiled(), path)
+    assert _names(tmp_path) == [data.name]
 
 
 KILLED = """
@@ -170,8 +196,8 @@ KILLED = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 def test_a_kill_leaves_no_broken_model(small: None, tmp_path: Path) -> None:
-    """Killed at each step of replacing a model: the old one whole, none, or the new one."""
-    old, new = _compiled().SerializeToString(), _compiled(seed=1).SerializeToString()
+    """Killed at each step of replacing a model: the old one whole, or the new one."""
+    old, new = (_signed(_compiled(seed=seed)).SerializeToString() for seed in (0, 1))
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)],
         check=True,
@@ -180,10 +206,11 @@ def test_a_kill_leaves_no_broken_model(small: None, tmp_path: Path) -> None:
     found = []
     for folder in sorted(tmp_path.iterdir(), key=lambda path: int(path.name)):
         path = folder / "m.onnx"
-        model = read_onnx(path).SerializeToString() if path.exists() else None
-        found.append({old: "old", None: "none", new: "new"}[model])
-    assert found == sorted(found, key=["old", "none", "new"].index)
-    assert set(found) == {"old", "none", "new"}
+        found.append({old: "old", new: "new"}[read_onnx(path).SerializeToString()])
+        write_onnx(_compiled(seed=1), path)
+        assert len(list(folder.iterdir())) == 2  # nothing that was left by the kill
+    assert found == sorted(found, key=["old", "new"].index)
+    assert set(found) == {"old", "new"}
 
 
 # --- files that nobody vouches for ---------------------------------------------------------
@@ -305,7 +332,7 @@ def test_weights_of_another_size_than_stated_do_not_run(folder: Path) -> None:
 def test_weights_that_are_cut_off_are_missed(small: None, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     write_onnx(_compiled(), path)
-    data = data_file(path).read_bytes()
-    data_file(path).write_bytes(data[:-1])
+    (data,) = data_files(path)
+    data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(InputFileError, match="it is cut off or of another model"):
         read_onnx(path)

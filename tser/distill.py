@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tser.checkpoints import load_checkpoint, load_weights, save_weights
+from tser.checkpoints import check_continues, load_checkpoint, load_weights, save_weights
 from tser.compilation import (
     Compilation,
     batch_sizes,
@@ -39,19 +39,31 @@ from tser.distributed import (
     spread,
 )
 from tser.errors import UsageError
-from tser.files import remove_leftovers, write_json, write_text
+from tser.files import write_json, write_text
 from tser.layers import Student
+from tser.leftovers import remove_leftovers
 from tser.logit_cache import LogitCache, check_cache_file, check_cacheable, open_cache
 from tser.loop import fit
 from tser.loss import tser_loss
 from tser.metrics_log import check_tensorboard, truncate_metrics
 from tser.models import make_run_student, make_run_teacher
+from tser.run_lock import locked
 from tser.runs import Run, environment
 from tser.step import Phase
 from tser.user_models import UserStudent, check_learns
 
+Foresee = Callable[[Student | UserStudent, ImageData], str]
+"""What will be refused of a student after its training, empty for nothing."""
 
-def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
+
+def distill(
+    config: RunConfig,
+    run: Run,
+    *,
+    resume: bool = False,
+    held: bool = False,
+    foresee: Foresee | None = None,
+) -> None:
     """Train as configured and leave a complete run folder.
 
     Started by torchrun, all processes train together and the first one writes.
@@ -60,21 +72,30 @@ def distill(config: RunConfig, run: Run, *, resume: bool = False) -> None:
         config: every value of the run.
         run: the folder; new, or that of an interrupted run with ``resume``.
         resume: continue from the last checkpoint.
+        held: the caller holds the lock of the folder (`tser.run_lock.locked`).
+        foresee: asked of a user's own student before it is trained; what it says is a warning.
 
     Raises:
-        UsageError: an unusable device, data set or augmentation.
+        UsageError: an unusable device, data set or augmentation, or another process trains there.
         InputFileError: a damaged teacher, checkpoint or data file.
         TserError: the loss is no longer finite, memory has run out, or an operation has no
             deterministic form.
+        KeyboardInterrupt: SIGINT or SIGTERM came; what has been learnt is in the checkpoint.
     """
-    with deterministic(config.train.deterministic), process_group() as share:
+    with (
+        ExitStack() as lock,
+        deterministic(config.train.deterministic, config.train.threads),
+        process_group() as share,
+    ):
         check_share(config.train, share)
         if config.train.tensorboard:
             check_tensorboard()
-        _distill(config, run, resume)
+        if not held:
+            first(lambda: lock.enter_context(locked(run.path)))
+        _distill(config, run, resume, foresee)
 
 
-def _distill(config: RunConfig, run: Run, resume: bool) -> None:
+def _distill(config: RunConfig, run: Run, resume: bool, foresee: Foresee | None) -> None:
     device = pick_device(own_device(config.train.device))
     check_device(config.train, device, config.teacher.precision)
     data = placed(load_configured(config.data), config.data, device)
@@ -92,10 +113,13 @@ def _distill(config: RunConfig, run: Run, resume: bool) -> None:
     def begin() -> tuple[dict[str, Any] | None, bool, bool]:
         if given and not run.teacher.exists():
             load_weights(teacher, given)
-        state = _begin(config, run, resume)
+        state = _begin(config, data, run, resume)
         return state, run.teacher.exists(), run.student.exists()
 
     state, taught, finished = first(begin)
+    own = isinstance(student, UserStudent) and current_share().rank == 0
+    if own and foresee and (reason := foresee(student, data)):
+        sys.stderr.write(f"warning: this student can be trained, not exported: {reason}\n")
     if config.teacher.train and not given and not taught:
         fit(teacher_phase(config, teacher), data, config, run, state)
     first(lambda: _keep_teacher(teacher, run))
@@ -180,9 +204,11 @@ def plan_student(
     return plan
 
 
-def _begin(config: RunConfig, run: Run, resume: bool) -> dict[str, Any] | None:
+def _begin(config: RunConfig, data: ImageData, run: Run, resume: bool) -> dict[str, Any] | None:
     """Make the folder of a new run, or clean up that of an interrupted one; its checkpoint."""
     state = load_checkpoint(run.checkpoint) if resume and run.checkpoint.exists() else None
+    if state is not None:
+        check_continues(state, config, data, run)
     if resume:
         remove_leftovers(run.path)
     elif run.config_file.exists():

@@ -101,6 +101,15 @@ def gather(value: R) -> list[R]:
     return values
 
 
+def largest(*values: float) -> list[float]:
+    """The largest of each of the ``values`` over all processes."""
+    found = torch.tensor(values, dtype=torch.float64)
+    if current_share().world > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    result: list[float] = found.tolist()
+    return result
+
+
 @torch.no_grad()
 def spread(module: nn.Module, *, parameters: bool = True) -> None:
     """Copy the first process's state of ``module`` to all others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tser.checkpoints import save_checkpoint, save_weights
+from tser.checkpoints import describe, save_checkpoint, save_weights, training_facts
 from tser.config import RunConfig, TrainConfig
 from tser.data import ImageData, Split
 from tser.data.batch import Batch
@@ -37,6 +38,7 @@ from tser.step import (
     is_out_of_memory,
     out_of_memory,
 )
+from tser.stopping import Stopped, Watch, stopping
 
 Keep = Callable[[int, Tally], None]
 """(batches of this epoch done, their sums): writes a checkpoint within an epoch."""
@@ -47,7 +49,8 @@ def fit(
 ) -> None:
     """Train one model to the end, with a checkpoint and a row of metrics after every epoch.
 
-    All processes of a run call this; the first one writes.
+    All processes of a run call this; the first one writes. SIGINT and SIGTERM end it after the step
+    that is being done, with a checkpoint.
 
     Args:
         phase: what to train.
@@ -60,6 +63,7 @@ def fit(
         InputFileError: the checkpoint is of another network.
         UsageError: there are too few images for the processes.
         TserError: the loss is no longer finite, or memory has run out.
+        Stopped: it was asked to; ``tser.stopping`` says by whom and how.
     """
     train, share = config.train, current_share()
     optimizer = make_optimizer(phase.model, train, phase.lr)
@@ -72,6 +76,7 @@ def fit(
                 phase.save()
             save_checkpoint(
                 {
+                    "run": training_facts(config, data),
                     "phase": phase.name,
                     "epoch": epoch,
                     "step": step,
@@ -81,6 +86,7 @@ def fit(
                 },
                 run.checkpoint,
             )
+        gather(None)  # who leaves next may end them all: torchrun does that
 
     per_epoch = len(make_feed(phase, data, config, first))
     if per_epoch == 0:
@@ -93,6 +99,7 @@ def fit(
     with (
         MetricsLog(run, tensorboard=train.tensorboard and not quiet) as log,
         Reporter(phase.name, *steps, quiet=quiet) as reporter,
+        stopping() as watch,
     ):
         for epoch in range(first, phase.epochs):
             started = time.monotonic()
@@ -107,9 +114,14 @@ def fit(
                 tally=tally,
                 keep=partial(keep, epoch),
                 wait=wait,
+                watch=watch,
             )
+            try:
+                row["val_accuracy"] = _validate(phase, data, train, watch)
+            except Stopped:
+                keep(epoch, per_epoch, tally)
+                raise
             done, tally = 0, Tally()
-            row["val_accuracy"] = _validate(phase, data, train)
             row |= {"phase": phase.name, "epoch": epoch + 1, "seconds": time.monotonic() - started}
             if share.rank == 0:
                 log.write(row)
@@ -118,12 +130,19 @@ def fit(
             del shown["seconds"], shown["lr"], shown["data_wait"]
             reporter.epoch(epoch + 1, phase.epochs, shown)
             keep(epoch + 1, 0, tally)
+            if watch.agree():
+                raise Stopped
         if first < phase.epochs:
             device = next(phase.model.parameters()).device
             longest = max(gather(wait), key=lambda waited: waited.share)
             reporter.note(describe_wait(longest, data, config.data, device))
-    if share.rank == 0:
-        save_weights(phase.model, run.teacher if phase.name == "teacher" else run.student)
+        if share.rank == 0:
+            if phase.name == "teacher":
+                save_weights(phase.model, run.teacher)
+            else:
+                save_weights(phase.model, run.student, describe(config, data))
+        if watch.agree():
+            raise Stopped
 
 
 def _restore(
@@ -169,6 +188,7 @@ def train_epoch(
     tally: Tally | None = None,
     keep: Keep | None = None,
     wait: DataWait | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train for one epoch; returns its row of metrics.
 
@@ -184,35 +204,48 @@ def train_epoch(
         reporter: told of every step.
         done: batches that were trained on before the interruption.
         tally: their sums.
-        keep: called after every ``checkpoint_steps`` batches.
+        keep: called after every ``checkpoint_steps`` batches, and before it stops.
         wait: the time of this epoch is added to it.
+        watch: says whether to stop.
 
     Raises:
         TserError: the loss is no longer finite, or memory has run out.
+        Stopped: ``watch`` said so.
     """
     train = config.train
     feed = make_feed(phase, data, config, epoch)
     tally = tally or Tally()
     timesteps = _timesteps(phase, train, epoch)
     phase.model.train()
-    number, lr, spent = done, 0.0, DataWait()
+    number, spent = done, DataWait()
+
+    def rate(number: int) -> float:
+        progress = epoch + number / len(feed)
+        return learning_rate(phase.lr, progress, phase.epochs, train.warmup_epochs)
+
+    lr = rate(done - 1) if done else 0.0  # where only the validation is left to be done
     try:
-        for number, batch in enumerate(spent.over(feed.starting_at(done)), done):
-            if timesteps != phase.timesteps:
-                batch = batch.still()  # one step sees the mean of all frames
-            if train.channels_last:
-                batch = batch.channels_last()
-            progress = epoch + number / len(feed)
-            lr = learning_rate(phase.lr, progress, phase.epochs, train.warmup_epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            _seed_step(phase, train.seed, epoch, number)
-            tally.add(_optimise(phase, optimizer, batch, train))
-            reporter.step()
-            steps = number + 1
-            due = train.checkpoint_steps and steps % train.checkpoint_steps == 0
-            if keep and due and steps < len(feed):
-                keep(steps, tally)
+        with closing(feed.starting_at(done)) as batches:
+            for number, batch in enumerate(spent.over(batches), done):
+                if timesteps != phase.timesteps:
+                    batch = batch.still()  # one step sees the mean of all frames
+                if train.channels_last:
+                    batch = batch.channels_last()
+                lr = rate(number)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                _seed_step(phase, train.seed, epoch, number)
+                tally.add(_optimise(phase, optimizer, batch, train))
+                reporter.step()
+                steps = number + 1
+                due = train.checkpoint_steps and steps % train.checkpoint_steps == 0
+                kept = keep is not None and due and steps < len(feed)
+                if keep and kept:
+                    keep(steps, tally)
+                if watch and watch.poll():
+                    if keep and not kept:
+                        keep(steps, tally)
+                    raise Stopped
         # The last step has no next loss to show what it did, and its weights are what is saved.
         spread(phase.model, parameters=False)
         state = phase.model.state_dict().values()
@@ -268,16 +301,23 @@ def _seed_step(phase: Phase, seed: int, epoch: int, number: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
 
-def _validate(phase: Phase, data: ImageData, train: TrainConfig) -> list[float]:
+def _validate(phase: Phase, data: ImageData, train: TrainConfig, watch: Watch) -> list[float]:
     """Accuracy on the validation split, of the network as it will be used: all T steps, float32."""
     if phase.timesteps is not None:
         phase.model.timesteps = phase.timesteps  # type: ignore[assignment]
     held = train.batch_size // current_share().world // train.accumulate
-    return accuracy(phase.model, data, data.val, held, still=phase.timesteps is None)
+    still = phase.timesteps is None
+    return accuracy(phase.model, data, data.val, held, still=still, watch=watch)
 
 
 def accuracy(
-    model: nn.Module, data: ImageData, split: Split, batch_size: int, *, still: bool = False
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    batch_size: int,
+    *,
+    still: bool = False,
+    watch: Watch | None = None,
 ) -> list[float]:
     """Accuracy after each step (one entry for a teacher), shared out among the processes.
 
@@ -287,6 +327,10 @@ def accuracy(
         split: which images.
         batch_size: of training; four times as many fit here, where no gradient is taken.
         still: show the mean of the frames instead of the frames.
+        watch: says whether to stop.
+
+    Raises:
+        Stopped: ``watch`` said so.
     """
     device, share = next(model.parameters()).device, current_share()
     model.eval()
@@ -294,11 +338,18 @@ def accuracy(
     if share.world > 1:
         mine = split.select(torch.arange(share.rank, len(split), share.world))
     correct: list[int] = []
-    with torch.inference_mode():
-        for images, labels in batches_in_order(data, mine, 4 * batch_size, device=device):
+    held = 4 * batch_size
+    common = len(split) // share.world // held  # batches that every process has
+    if watch:
+        watch.restart()
+    batches = batches_in_order(data, mine, held, device=device)
+    with torch.inference_mode(), closing(batches):
+        for number, (images, labels) in enumerate(batches):
             logits = model(static(images) if still else images)
             logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
             right = correct_per_step(logits.cpu(), labels).tolist()
             correct = [a + b for a, b in zip_longest(correct, right, fillvalue=0)]
+            if watch and (number < common or share.world == 1) and watch.poll():
+                raise Stopped
     sums = [sum(counts) for counts in zip_longest(*gather(correct), fillvalue=0)]
     return [count / len(split) for count in sums]

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from tser import __version__
 from tser.config import RunConfig
 from tser.config_file import load_config
 from tser.errors import UsageError
-from tser.files import is_leftover
+from tser.leftovers import is_leftover
+from tser.run_lock import LOCK, InUse, find_holder, in_use, locked
 
 RUNS = Path("runs")
 PACKAGES = (
@@ -139,26 +142,77 @@ def create_run(out: Path | None, name: str) -> Run:
     Nothing is made yet, so that a run that fails before training leaves nothing behind.
 
     Raises:
-        UsageError: ``out`` holds something already, or is a file.
+        UsageError: ``out`` holds something already, another process trains in it, or it is a file.
     """
     if out is None:
         number = 1
         out = RUNS / name
-        while out.exists():
+        while out.exists() and not _is_abandoned(out):
             number += 1
             out = RUNS / f"{name}-{number}"
     try:
-        occupied = out.exists() and not all(map(is_leftover, out.iterdir()))
+        occupied = out.exists() and not _is_empty(out)
     except OSError as error:
         raise UsageError(
             f"cannot use {out} as a run folder: {error.strerror}; choose another --out"
         ) from error
+    holder = find_holder(out)
+    if holder:
+        raise in_use(out, holder)
     if occupied:
         raise UsageError(
             f"{out} is not empty and nothing is overwritten; add --resume to continue that run, "
             "or choose another --out"
         )
     return Run(out)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in ``folder`` but what a killed process may leave there."""
+    return all(is_leftover(path) or path.name == LOCK for path in folder.iterdir())
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run that was killed before it had begun to train."""
+    try:
+        return any(folder.iterdir()) and _is_empty(folder) and not find_holder(folder)
+    except OSError:
+        return False
+
+
+@contextmanager
+def new_run(out: Path | None, name: str) -> Iterator[Run]:
+    """The folder that `create_run` chooses, locked for the length of the block.
+
+    Raises:
+        UsageError: as for `create_run`, or nothing can be written there.
+        TserError: the disk is full.
+    """
+    with ExitStack() as lock:
+        while True:
+            run = create_run(out, name)
+            try:
+                lock.enter_context(locked(run.path))
+                if _is_empty(run.path):
+                    break
+            except InUse:  # another run has taken the folder since it was chosen
+                if out is not None:
+                    raise
+            lock.close()
+        yield run
+
+
+@contextmanager
+def resumed_run(out: Path | None, source: str | None, overrides: list[str]) -> Iterator[Run]:
+    """The run that `resume_run` finds, locked for the length of the block.
+
+    Raises:
+        UsageError: as for `resume_run`, or another process trains in the folder.
+        TserError: the disk is full.
+    """
+    run = resume_run(out, source, overrides)
+    with locked(run.path):
+        yield resume_run(run.path, None, [])  # again: it may have been finished meanwhile
 
 
 def find_run(path: Path | None = None, *, trained: bool = True) -> Run:
@@ -185,6 +239,9 @@ def find_run(path: Path | None = None, *, trained: bool = True) -> Run:
         raise UsageError(f"there is no run folder {path}")
     if not run.config_file.is_file():
         raise UsageError(f"{path} is not a run folder: it has no config.toml")
+    holder = find_holder(path) if trained and not run.student.is_file() else None
+    if holder:
+        raise UsageError(f"the run {path} is still being trained by {holder}; wait for its end")
     if trained and not run.student.is_file():
         raise UsageError(
             f"the run {path} is incomplete: it has no student.safetensors; "
@@ -197,7 +254,7 @@ def resume_run(out: Path | None, source: str | None, overrides: list[str]) -> Ru
     """The interrupted run to continue: ``out``, or the newest unfinished one.
 
     Args:
-        out: a run folder; None means the newest that is not finished.
+        out: a run folder; None means the newest that is not finished and not being trained.
         source: a preset or file named beside it, which is refused.
         overrides: settings named beside it, which are refused.
 
@@ -215,7 +272,8 @@ def resume_run(out: Path | None, source: str | None, overrides: list[str]) -> Ru
         open_ = [file.parent for file in configs if not Run(file.parent).student.exists()]
         if not open_:
             raise UsageError(f"there is no unfinished run below {RUNS}/ in this folder")
-        out = open_[-1]
+        idle = [folder for folder in open_ if find_holder(folder) is None]
+        out = (idle or open_)[-1]
     run = find_run(out, trained=False)
     if run.student.exists():
         raise UsageError(f"the run {out} is finished; start a new one without --resume")

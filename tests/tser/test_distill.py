@@ -104,7 +104,8 @@ def test_every_epoch_has_one_row(whole: Run) -> None:
         ("student", 1),
         ("student", 2),
     ]
-    common = {"phase", "epoch", "lr", "loss", "train_accuracy", "val_accuracy", *TIMES}
+    common = {"schema_version", "phase", "epoch", "lr", "loss"}
+    common |= {"train_accuracy", "val_accuracy", *TIMES}
     validation = len(load_data("digits").val)
     for row in found:
         is_student = row["phase"] == "student"
@@ -314,6 +315,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, tmp_path: Path) 
     assert str(caught.value).startswith(f"{run.checkpoint} is ")
     assert "delete it" in str(caught.value)
     assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_run_whose_settings_changed_is_not_continued(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    interrupted(run, "save_checkpoint", 3)
+    config = run.config()
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    faster = config.train.model_copy(update={"momentum": 0.5})
+    with pytest.raises(InputFileError, match=r"says train.momentum = 0.5, and checkpoint.pt was"):
+        distill(config.model_copy(update={"train": faster}), run, resume=True)
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+    slower = config.train.model_copy(update={"checkpoint_steps": 1})
+    distill(config.model_copy(update={"train": slower}), run, resume=True)
+    assert run.student.read_bytes() == whole.student.read_bytes()
 
 
 # --- the teacher ---------------------------------------------------------------------------

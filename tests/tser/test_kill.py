@@ -15,7 +15,7 @@ import pytest
 from tests import processes
 from tser.config import RunConfig
 from tser.config_file import load_config
-from tser.files import is_leftover
+from tser.leftovers import is_leftover
 from tser.runs import Run, create_run
 
 ROOT = Path(__file__).parents[2]

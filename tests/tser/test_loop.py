@@ -252,7 +252,7 @@ def test_a_run_without_its_environment_file_gets_one(tmp_path: Path) -> None:
     distill(tiny(), whole)
     run.path.mkdir()
     run.config_file.write_bytes(whole.config_file.read_bytes())  # killed just after writing this
-    (run.path / ".environment-ab_1cd2e.tmp.json").write_text("{")
+    (run.path / ".environment-ab_1cd2e.tser-tmp.json").write_text("{")
     distill(run.config(), run, resume=True)
     assert {path.name for path in run.path.iterdir()} == {
         path.name for path in whole.path.iterdir()

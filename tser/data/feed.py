@@ -7,6 +7,9 @@ prepare whole batches ahead. What a batch holds does not depend on their number.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -98,7 +101,7 @@ class TrainingFeed:
         """Batches in the order of the epoch; errors as for `starting_at`."""
         return self.starting_at(0)
 
-    def starting_at(self, first: int) -> Iterator[Batch]:
+    def starting_at(self, first: int) -> Generator[Batch, None, None]:
         """Batches from number ``first`` (from 0) on; those before it are not prepared.
 
         Raises:
@@ -122,7 +125,7 @@ def batches_in_order(
     batch_size: int,
     samples: int | None = None,
     device: torch.device = _CPU,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image of ``split`` once, as it is.
 
     Yields normalised images, float32 ``[B, C, H, W]`` or, for frames, ``[T, B, C, H, W]``, on
@@ -254,6 +257,22 @@ def _made(source: _Augmented | _Plain) -> Generator[Tensor | TserError, None, No
         yield source[number]
 
 
+def _end_with_parent(worker: int) -> None:
+    """In a process that prepares images: heed no signal to stop but that of its parent.
+
+    Ctrl-C and schedulers send theirs to all processes, and the parent finishes its step first.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_end(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 def _loaded(
     source: _Augmented | _Plain, workers: int, pinned: bool
 ) -> Generator[Tensor | TserError, None, None]:
@@ -268,6 +287,7 @@ def _loaded(
             pin_memory=pinned,
             # Its own, or starting the workers would draw from the generator of everybody else.
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_end_with_parent,
         )
         batches = iter(loader)
     try:

@@ -9,7 +9,6 @@ mistake of the executor.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +29,7 @@ from tser.deploy.twin import Variant, coarse, twin, twin_onnx
 from tser.errors import UsageError
 from tser.export.graph import Graph, resolve
 from tser.export.nir_file import write_nir
+from tser.files import scratch
 
 Array = NDArray[Any]
 FEW = 4
@@ -125,12 +125,12 @@ def _on_twins(
         return
     longest = max(one.timesteps for one in probes)
     chosen = [one for one in probes if one.timesteps == longest]
-    with tempfile.TemporaryDirectory(prefix="tser-") as folder:
+    with scratch() as folder:
         for variant in get_args(Variant):
             title = f"dyadic twin, {variant}"
             try:
                 graph = resolve(twin(_dated(reference.raw, reference.graph), variant=variant))
-                other = _twin_of(subject, variant, Path(folder))
+                other = _twin_of(subject, variant, folder)
             except UsageError as error:
                 yield _entry(title, "all", None, reason=str(error))
                 continue
@@ -151,9 +151,9 @@ def _on_known(subject: Subject, backends: Sequence[str]) -> Iterator[dict[str, A
     """Networks whose spikes are known by hand, in every executor of NIR."""
     if subject.graph is None:
         return
-    with tempfile.TemporaryDirectory(prefix="tser-") as folder:
+    with scratch() as folder:
         for one in runtime_probes(subject.graph.dt):
-            path = Path(folder) / f"{one.name.replace(' ', '_')}.nir"
+            path = folder / f"{one.name.replace(' ', '_')}.nir"
             write_nir(one.graph, path)
             known = open_subject(path)
             for backend in executors(known, backends, known.timesteps or 1, False):

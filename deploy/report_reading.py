@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from tser.deploy.report_files import Document, Epoch
 from tser.errors import InputFileError
+from tser.metrics_log import whole_lines
+from tser.plain_files import check_plain
 
 D = TypeVar("D", bound=Document)
 
@@ -26,6 +28,7 @@ def read_document(path: Path, kind: type[D], remedy: str) -> D | None:
     """
     if not path.exists():
         return None
+    check_plain(path)
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -42,8 +45,9 @@ def read_epochs(path: Path) -> list[Epoch]:
     """
     if not path.exists():
         return []
+    check_plain(path)
     try:
-        lines = path.read_bytes().splitlines()
+        lines = whole_lines(path.read_bytes())
     except OSError as error:
         raise InputFileError(
             f"cannot read {path} ({error.strerror}); delete it to report without learning curves"

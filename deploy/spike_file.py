@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-import tempfile
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tser.errors import UsageError
+from tser.errors import TserError
 from tser.export.shapes import Shape
-from tser.files import atomic_path
+from tser.files import atomic_path, check_place, scratch_beside
+from tser.room import place_error
 
 Array = NDArray[Any]
 
@@ -35,7 +37,8 @@ class SpikeFile:
         samples: N.
 
     Raises:
-        UsageError: the disk is too full, or the folder cannot be written.
+        UsageError: the folder cannot be written.
+        TserError: the disk is too full.
     """
 
     def __init__(
@@ -53,28 +56,35 @@ class SpikeFile:
         self._counts = dict.fromkeys(layers, 0)
         self._filled = 0
         self._seen: set[str] = set()
+        self._open = ExitStack()
 
     def __enter__(self) -> SpikeFile:
-        need = sum(math.prod(self._stored(shape)) for shape in self._shapes.values())
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        check_place(self.path)
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(scratch_beside(self.path))
+            need = sum(math.prod(self._stored(shape)) for shape in self._shapes.values())
             free = shutil.disk_usage(self.path.parent).free
             if need * 1.5 > free:
-                raise UsageError(
-                    f"the spikes for {self.path} take {need * 1.5 / 1e9:.1f} GB while they are "
-                    f"written and {free / 1e9:.1f} GB are free; use --samples for fewer"
+                raise TserError(
+                    f"the spikes for {self.path} take {need * 1.5 / 1e9:.3g} GB while they are "
+                    f"written and {free / 1e9:.3g} GB are free; use --samples for fewer"
                 )
-            self._folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".spikes-"))
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {self.path}: {error.strerror}; choose a folder you may write to"
-            ) from error
-        for number, (name, shape) in enumerate(self._shapes.items()):
-            file = self._folder / f"{number}.npy"
-            self._arrays[name] = np.lib.format.open_memmap(
-                file, "w+", np.uint8 if self._packed else np.bool_, self._stored(shape)
-            )
+            for number, (name, shape) in enumerate(self._shapes.items()):
+                self._arrays[name] = self._array(self._folder / f"{number}.npy", shape)
+            self._open = stack.pop_all()
         return self
+
+    def _array(self, file: Path, shape: Shape) -> np.memmap[Any, Any]:
+        kind = np.uint8 if self._packed else np.bool_
+        try:
+            array = np.lib.format.open_memmap(file, "w+", kind, self._stored(shape))
+            # Taken now: on a disk that fills up later, writing to memory would kill the process.
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with file.open("r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            raise place_error(self.path, error) from error
+        return array
 
     def _stored(self, shape: Shape) -> Shape:
         if not self._packed:
@@ -106,7 +116,7 @@ class SpikeFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with self._open:
             if kind is None:
                 for array in self._arrays.values():
                     array.flush()
@@ -117,10 +127,19 @@ class SpikeFile:
                     for number, name in enumerate(self._arrays):
                         if name not in self._seen:
                             continue
-                        file.write(self._folder / f"{number}.npy", f"{name}.npy")
+                        with (
+                            (self._folder / f"{number}.npy").open("rb") as source,
+                            file.open(_entry(f"{name}.npy"), "w", force_zip64=True) as entry,
+                        ):
+                            shutil.copyfileobj(source, entry, 1 << 20)
                         if self._packed:
-                            with file.open(f"{name}.shape.npy", "w") as entry:
+                            with file.open(_entry(f"{name}.shape.npy"), "w") as entry:
                                 np.lib.format.write_array(entry, np.array(self._layers[name], int))
-        finally:
             self._arrays.clear()
-            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """Without a time: the same spikes give the same bytes."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry

@@ -8,11 +8,10 @@ carry a digest of every parameter that is checked on reading.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +20,10 @@ import h5py
 import nir
 import numpy as np
 
+from tser.child import run_child
 from tser.errors import InputFileError
-from tser.files import atomic_path
+from tser.files import atomic_path, scratch
+from tser.room import place_error
 
 PARSER = Path(__file__).with_name("parse_child.py")
 COMPRESSION = 4
@@ -33,6 +34,8 @@ MEMORY_LIMIT = 2 * 1024**3
 """Bytes of address space the child may use beyond four times the file."""
 DATA_LIMIT = 512 * 1024**2
 """Bytes that all values may have together beyond eight times the file."""
+_NOT_WRITTEN = 3
+"""Exit status of the child where it could not write; it then says the number of the error."""
 _NEURONS = ("LIF", "IF", "CubaLIF", "LI", "CubaLI")
 Manifest = Literal["ok", "absent", "wrong"]
 
@@ -101,11 +104,14 @@ def write_nir(
     """
     graph.metadata["sha256"] = digest(graph)
     with atomic_path(path) as temporary:
-        nir.write(temporary, graph, compression=compression)
+        # In memory first: on a full disk the library of HDF5 ends the process with a crash.
+        image = io.BytesIO()
+        nir.write(image, graph, compression=compression)
         if without_reset:
-            with h5py.File(temporary, "r+") as file:
+            with h5py.File(image, "r+") as file:
                 for name in without_reset:
                     del file[f"node/nodes/{name}/v_reset"]
+        temporary.write_bytes(image.getbuffer())
         if verify is not None:
             verify(temporary)
     return str(graph.metadata["sha256"])
@@ -166,32 +172,24 @@ def read_unverified(path: Path) -> tuple[nir.NIRGraph, Manifest]:
 
 def _parse_in_child(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    with tempfile.TemporaryDirectory(prefix="tser-") as folder:
-        target = Path(folder) / "parsed.npz"
-        command = [
-            sys.executable,
-            "-P",  # a module in the user's folder, or beside the script, must not be imported
-            str(PARSER),
+    with scratch() as folder:
+        target = folder / "parsed.npz"
+        arguments = [
             str(path.resolve()),
             str(target),
             str(MEMORY_LIMIT + 4 * size),
             str(DATA_LIMIT + 8 * size),
         ]
         try:
-            child = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                # Every thread of a numeric library reserves address space, which is limited.
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                timeout=TIME_LIMIT + size / 20e6,
-                check=False,
-            )
+            child = run_child(PARSER, arguments, TIME_LIMIT + size / 20e6)
         except subprocess.TimeoutExpired as error:
             raise InputFileError(
                 f"{path} is damaged: reading it did not end in {error.timeout:.0f} s"
             ) from error
+        if child.returncode == _NOT_WRITTEN:
+            target.unlink(missing_ok=True)  # first: what is free is told as it is without it
+            number = int(child.stdout)
+            raise place_error(target, OSError(number, os.strerror(number)))
         if child.returncode != 0 or not target.exists():
             reason = child.stdout.strip().splitlines()
             text = reason[-1] if reason else f"its reader ended with status {child.returncode}"

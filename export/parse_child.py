@@ -2,7 +2,8 @@
 
 MEMORY is the address space it may use, DATA what all values may have together, in bytes. Writes
 every dataset of the graph as a plain array to an ``.npz``; a reason for failure goes to stdout as
-one line. HDF5 links that leave the file are refused.
+one line. Where the ``.npz`` cannot be written the exit status is 3, and the line is the number of
+the error. HDF5 links that leave the file are refused.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def _collect(
             if item.is_virtual or item.external:
                 raise ValueError(f"{prefix}{key} keeps its data outside the file")
             budget.take(item)
-            found[prefix + key] = _value(item[()])
+            found[prefix + key] = value = _value(item[()])
+            if (
+                value.nbytes > (item.size or 0) * item.dtype.itemsize
+            ):  # text of any length, in letters
+                budget.take(value)
 
 
 def _value(value: Any) -> Any:
@@ -79,8 +84,12 @@ def main(source: str, target: str, memory: str, data: str) -> int:
             found: dict[str, Any] = {}
             _collect(file["node"], "", found, (file["node"].id,), _Budget(int(data)))
         arrays = {f"a{number}": value for number, value in enumerate(found.values())}
-        with Path(target).open("wb") as file:
-            np.savez(file, keys=np.array(json.dumps(list(found))), **arrays)
+        try:
+            with Path(target).open("wb") as file:
+                np.savez(file, keys=np.array(json.dumps(list(found))), **arrays)
+        except OSError as error:  # this is no fault of the file that was read
+            sys.stdout.write(f"{error.errno}\n")
+            return 3
     except MemoryError:
         sys.stdout.write("it asks for more memory than a graph of its size needs\n")
         return 1

@@ -34,6 +34,8 @@ from tser.data.images import ArraySplit, ImageData
 from tser.distributed import current_share
 from tser.errors import InputFileError, UsageError
 from tser.files import atomic_path
+from tser.integrity import tensor_bytes
+from tser.plain_files import check_plain
 
 _FORMAT = "tser teacher logits 1"
 _SIZES = 4  # a teacher that is compiled for its input is asked for batches of so many sizes
@@ -105,18 +107,14 @@ class LogitCache:
 
         Raises:
             UsageError: it cannot be written.
+            TserError: the disk is full.
         """
         if self._filled == self._saved:
             return
         numbers, logits = self._numbers[: self._filled], self._logits[: self._filled]
         about = {"format": _FORMAT, **self._origin, "crc32": _checksum(numbers, logits)}
-        try:
-            with atomic_path(self._path) as temporary:
-                save_file({"views": numbers, "logits": logits}, temporary, about)
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"cannot write {self._path} ({error}); make room there, and continue with --resume"
-            ) from error
+        with atomic_path(self._path) as temporary:
+            save_file({"views": numbers, "logits": logits}, temporary, about)
         self._saved = self._filled
 
     def summary(self) -> str:
@@ -222,7 +220,7 @@ def teacher_fingerprint(config: RunConfig, teacher: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, value in inner.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()
 
 
@@ -240,7 +238,7 @@ def images_fingerprint(config: RunConfig, data: ImageData) -> str:
         "augmentation": [config.data.shift, config.data.flip],
     }
     digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(_bytes(images))
+    digest.update(tensor_bytes(images))
     return digest.hexdigest()
 
 
@@ -256,6 +254,7 @@ def _rounded_up(missing: Tensor, size: int) -> Tensor:
 @contextmanager
 def _opened(path: Path, origin: dict[str, str]) -> Iterator[Any]:
     """A file of logits, read as far as its header, which is of ``origin``."""
+    check_plain(path)
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -304,13 +303,8 @@ def _read(path: Path, origin: dict[str, str], views: int, classes: int) -> tuple
 def _checksum(*tensors: Tensor) -> str:
     value = 0
     for tensor in tensors:
-        value = zlib.crc32(_bytes(tensor), value)
+        value = zlib.crc32(tensor_bytes(tensor), value)
     return str(value)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().data
 
 
 def _free_memory() -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tser.errors import UsageError
-from tser.files import write_text
+from tser.errors import InputFileError, UsageError
+from tser.files import append_line, write_text
+from tser.plain_files import check_plain
 from tser.runs import Run
 
 _EVENTS = "events.out.tfevents.*"
@@ -35,8 +36,8 @@ class MetricsLog:
         self._path = run.metrics
         self._board: Any = _open_board(run.path / "tensorboard") if tensorboard else None
         if self._board and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                self._show(json.loads(line))
+            for _, row in _rows(self._path):
+                self._show(row)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -55,19 +56,20 @@ class MetricsLog:
 
         Args:
             row: has "phase" and "epoch"; numbers, and lists with one entry a time step.
+
+        Raises:
+            TserError: it cannot be written; the rows before it are as they were.
         """
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, json.dumps({"schema_version": 1, **row}))
         if self._board:
             self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if name not in ("phase", "epoch"):
-                last = value[-1] if isinstance(value, list) else value
-                self._board.add_scalar(f"{row['phase']}/{name}", last, row["epoch"])
+            if name not in ("schema_version", "phase", "epoch"):
+                last = value[-1] if isinstance(value, list) and value else value
+                if isinstance(last, int | float):
+                    self._board.add_scalar(f"{row['phase']}/{name}", last, row["epoch"])
         self._board.flush()
 
 
@@ -86,6 +88,8 @@ def check_tensorboard() -> None:
 
 def _open_board(folder: Path) -> Any:
     check_tensorboard()
+    if folder.is_symlink():  # old events would be deleted where it leads
+        raise InputFileError(f"{folder} is a link; put the folder itself in its place")
     from torch.utils.tensorboard import SummaryWriter
 
     for old in folder.glob(_EVENTS):
@@ -99,15 +103,16 @@ def truncate_metrics(run: Run, state: dict[str, Any] | None) -> None:
     Args:
         run: the folder.
         state: its checkpoint; None if it has none.
+
+    Raises:
+        InputFileError: it is a link, or a line before the last is damaged.
     """
+    if run.metrics.is_symlink():  # rows would be added to the file that it leads to
+        raise InputFileError(f"{run.metrics} is a link; put the file itself in its place")
     if not run.metrics.exists():
         return
     kept = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the last line of a killed run
+    for line, row in _rows(run.metrics):
         finished = run.teacher.exists() and row["phase"] == "teacher"
         reached = state and row["phase"] == state["phase"] and row["epoch"] <= state["epoch"]
         if finished or reached or run.student.exists():
@@ -115,3 +120,44 @@ def truncate_metrics(run: Run, state: dict[str, Any] | None) -> None:
         else:
             sys.stderr.write(f"repeating {row['phase']} epoch {row['epoch']}\n")
     write_text(run.metrics, "".join(line + "\n" for line in kept))
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a file that lines are appended to, without a half-written last one.
+
+    A kill or a power cut while it is written leaves it without its end, or zeros in its place;
+    anything else is no line of ours, and stays to be refused.
+    """
+    *lines, last = content.split(b"\n")
+    if last.strip(b"\0") and not last.startswith(b"{"):
+        return [*lines, last]
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        return lines
+    return [*lines, last]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl and what they hold; half a line at the end is left out.
+
+    Raises:
+        InputFileError: another line is damaged.
+    """
+    check_plain(path)
+    try:
+        lines = whole_lines(path.read_bytes())
+    except OSError as error:
+        raise InputFileError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode())
+            known = row["phase"] in ("teacher", "student") and isinstance(row["epoch"], int)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            known = False
+        if not known:
+            raise InputFileError(
+                f"{path}, line {number}, is damaged; delete that line, or the file to go on "
+                "without the rows so far"
+            )
+        yield line.decode(), row

@@ -13,11 +13,11 @@ from tser.errors import UsageError
 from tser.files import (
     atomic_path,
     check_json_target,
-    remove_leftovers,
     to_json,
     write_json,
     write_text,
 )
+from tser.leftovers import remove_leftovers
 
 
 def names(folder: Path) -> list[str]:
@@ -141,7 +141,7 @@ def test_what_is_not_json_is_refused_and_nothing_is_written(value: float, tmp_pa
 
 
 def test_only_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    kept = [".a.tmp.txt", ".hidden-file", "b-1.tmp.txt", "c.tmp", "metrics.jsonl"]
+    kept = [".a.tser-tmp", ".a-abcdefgh.tmp.txt", "b-abcdefgh.tser-tmp", "c", "metrics.jsonl"]
     for name in kept:
         (tmp_path / name).touch()
     with atomic_path(tmp_path / "metrics.jsonl") as temporary, atomic_path(tmp_path / "x") as other:

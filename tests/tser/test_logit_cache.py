@@ -22,7 +22,7 @@ from tser.data import ImageData, load_configured, load_data
 from tser.data.feed import Share, TrainingFeed
 from tser.data.images import ArraySplit, make_image_data
 from tser.distill import distill
-from tser.errors import InputFileError, UsageError
+from tser.errors import InputFileError, TserError, UsageError
 from tser.logit_cache import (
     LogitCache,
     check_cacheable,
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     cache = LogitCache(tmp_path / "c", ORIGIN, 4, 2, 4)
     cache.logits(torch.arange(2), torch.rand(2, 1, 2, 2), rows_of)
     monkeypatch.setattr(logit_cache, "save_file", full)
-    with pytest.raises(UsageError, match="No space left on device.*continue with --resume"):
+    with pytest.raises(TserError, match="the disk is full.*with --resume"):
         cache.save()
     assert list(tmp_path.iterdir()) == []
 

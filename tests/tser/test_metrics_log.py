@@ -43,8 +43,8 @@ def test_a_row_is_one_line(tmp_path: Path) -> None:
         log.write(row("student", 1, 0.25))
     lines = run.metrics.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        row("teacher", 1, 0.5),
-        row("student", 1, 0.25),
+        {"schema_version": 1, **row("teacher", 1, 0.5)},
+        {"schema_version": 1, **row("student", 1, 0.25)},
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

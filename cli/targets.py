@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tser.cli.console import JsonFlag, guarded, say, show_json, show_table
+from tser.printable import one_line
 
 TargetFiles = Annotated[
     list[Path] | None,
@@ -19,12 +20,12 @@ TargetFiles = Annotated[
 @guarded
 def targets(
     name: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Show these with their figures.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Show these with their figures.")
     ] = None,
     target_file: TargetFiles = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the chips that energy can be priced for, or the figures of some."""
+    """List chips and processes to price for, or the figures of some."""
     from tser.deploy.target_files import choose_targets, target_names
 
     everything = not name and not target_file
@@ -87,4 +88,4 @@ def _words(charge: str) -> str:
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(one_line(line) + "\n")

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from tser.config_file import nearest
 from tser.errors import InputFileError, UsageError
+from tser.plain_files import check_plain
+from tser.toml_text import parse_toml, read_toml_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,8 +53,9 @@ def read_own(path: Path, model: type[M], what: str) -> M:
     Raises:
         InputFileError: it cannot be read or is not valid.
     """
+    check_plain(path)
     try:
-        text = path.read_text("utf-8")
+        text = read_toml_text(path)
     except FileNotFoundError as error:
         raise InputFileError(f"there is no {what} file {path}") from error
     except UnicodeDecodeError as error:
@@ -74,7 +77,7 @@ def parse(text: str, model: type[M], origin: str) -> M:
         InputFileError: not TOML, or not what ``model`` asks for.
     """
     try:
-        return model.model_validate(tomllib.loads(text))
+        return model.model_validate(parse_toml(text))
     except tomllib.TOMLDecodeError as error:
         raise InputFileError(f"{origin} is not valid TOML: {error}") from error
     except ValidationError as error:

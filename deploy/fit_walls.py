@@ -72,8 +72,11 @@ def _decay_bits(case: Case, limit: int) -> Finding:
         return Finding(FITS, reason="nothing decays")
     if any(math.isnan(rate) for _, rate in rates):
         return Finding(UNCHECKED, reason="dt is not known; add --dt SECONDS")
+    rates = [(name, rate) for name, rate in rates if rate > 0]  # the others keep what they have
+    if not rates:
+        return Finding(FITS, reason="nothing decays")
     name, slowest = min(rates, key=lambda pair: pair[1])
-    needed = max(0, math.ceil(-math.log2(slowest) - 1e-6))
+    needed = max(0, math.ceil(-math.log2(min(slowest, 1.0)) - 1e-6))
     change = f"tau of at most {2**limit * case.network.dt:g} s"
     return at_most([(name, needed)], limit, change=change)
 

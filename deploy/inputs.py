@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,7 +54,7 @@ def data_for_graph(graph: Graph, name: str, root: Path | None, origin: str) -> I
 
     Raises:
         UsageError: images of another shape than the graph's input, or frames for a graph that
-            takes still images, or the other way round.
+            takes still images, or the other way round, or another number of classes.
         InputFileError: the graph states an input scaling that is not numbers.
     """
     shape = graph.input.output_shape
@@ -62,6 +63,12 @@ def data_for_graph(graph: Graph, name: str, root: Path | None, origin: str) -> I
         raise UsageError(
             f"{origin} takes inputs of shape {shape}, images of {name!r} are "
             f"{data.image_shape}; name the data set it was trained on"
+        )
+    classes = _classes(graph)
+    if classes not in (None, data.num_classes):
+        raise UsageError(
+            f"{origin} tells {classes:,} classes apart, {name!r} has {data.num_classes:,}; "
+            "name the data set it was trained on"
         )
     wanted = graph.metadata.get("encoding")
     still = data.frames is None
@@ -79,6 +86,14 @@ def data_for_graph(graph: Graph, name: str, root: Path | None, origin: str) -> I
     return rescaled(data, graph.metadata, origin)
 
 
+def _classes(graph: Graph) -> int | None:
+    """K, as far as the graph says: the view of an ONNX model has no output node."""
+    for node in graph.nodes.values():
+        if isinstance(node.op, nir.Output) and len(node.output_shape) == 1:
+            return int(node.output_shape[0])
+    return None if graph.class_names is None else len(graph.class_names)
+
+
 def rescaled(data: ImageData, metadata: dict[str, Any], origin: str) -> ImageData:
     """``data`` with the mean and deviation that a graph states, if it states them.
 
@@ -92,9 +107,14 @@ def rescaled(data: ImageData, metadata: dict[str, Any], origin: str) -> ImageDat
             tuple(float(x) for x in json.loads(metadata[key]))
             for key in ("input_mean", "input_std")
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputFileError(f"{origin}: its input scaling is not a list of numbers") from error
     channels = data.image_shape[0]
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    if len(mean) != channels or len(std) != channels or not _usable(mean, std):
         raise InputFileError(f"{origin}: its input scaling does not fit {channels} channels")
     return dataclasses.replace(data, mean=mean, std=std)
+
+
+def _usable(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Whether images can be scaled by these numbers in float32."""
+    return all(abs(value) < 1e30 for value in mean) and all(1e-30 < value < 1e30 for value in std)

@@ -143,8 +143,12 @@ def file_inputs(path: Path, shape: Shape, samples: int | None = None) -> Inputs:
             part = slice(first, min(first + size, count))
             with np.errstate(over="ignore"):  # what overflows is refused below
                 x = np.asarray(array[:, part] if frames else array[part], np.float32)
-            if not np.isfinite(x).all():
-                raise InputFileError(f"{path} holds values that are not finite in float32")
+            wrong = np.argwhere(~np.isfinite(x))
+            if len(wrong):
+                raise InputFileError(
+                    f"{path} holds values that are not finite in float32, first in sample "
+                    f"{first + wrong[0][1 if frames else 0]}; save finite inputs"
+                )
             yield x, None
 
     return Inputs(str(path), "", count, len(array) if frames else None, batches)

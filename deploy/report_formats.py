@@ -30,6 +30,7 @@ from tser.deploy.report_blocks import (
 )
 from tser.deploy.report_fit import fit_document
 from tser.deploy.report_results import Results
+from tser.printable import harmless
 
 FENCE = "```"
 
@@ -45,7 +46,7 @@ def to_markdown(title: str, parts: Sequence[Section]) -> str:
     for part in parts:
         pieces.append(f"## {escape(part.title)}")
         pieces += [text for block in part.blocks for text in _markdown(block)]
-    return "\n\n".join(pieces) + "\n"
+    return harmless("\n\n".join(pieces)) + "\n"
 
 
 def one_line(text: str) -> str:
@@ -158,7 +159,7 @@ def to_csv(parts: Sequence[Section]) -> str:
 def _cell(text: str) -> str:
     """One line that no spreadsheet computes."""
     line = one_line(text)
-    return f"'{line}" if re.match(r"[=+@-](?![\d.]+$)", line) else line
+    return f"'{line}" if re.match(r"[=+@＝＋＠－-](?![\d.]+$)", line) else line  # noqa: RUF001
 
 
 def tables(blocks: Sequence[Block]) -> Iterator[Table]:

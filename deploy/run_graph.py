@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Trace
 from tser.deploy.graph_file import check_suffix, open_nir
 from tser.deploy.interpreter import run
+from tser.deploy.model_trial import tried
 from tser.deploy.named_inputs import Inputs, batch_size, named_inputs
 from tser.deploy.onnx_backend import OnnxBackend, compile_for
 from tser.deploy.onnx_view import onnx_view
@@ -91,13 +92,15 @@ def run_graph(
     size = batch_size(program.values, steps)
     recorded = program.layers if trace is not None else {}
     execute = program.start(steps, inputs.frames is not None, recorded)
-    logits, labels = [], []
+    logits: list[Array] = []
+    labels: list[Array] = []
     with ExitStack() as stack:
         spikes = None
         if trace is not None:
             spikes = stack.enter_context(SpikeFile(trace, recorded, steps, inputs.samples))
         for x, truth in inputs.batches(size):
             result = execute(x)
+            _check_finite(result.logits, sum(part.shape[1] for part in logits), path)
             logits.append(result.logits)
             if truth is not None:
                 labels.append(truth)
@@ -168,6 +171,7 @@ def _nir_program(graph: Graph, path: Path, runtime: Runtime) -> Program:
 def _onnx_program(path: Path) -> Program:
     model = read_onnx(path)
     view = onnx_view(model, path)
+    tried(model, path)
 
     def start(steps: int, given: bool, recorded: dict[str, Shape]) -> Callable[[Array], Trace]:
         return OnnxBackend(model, recorded, str(path), None if given else steps)
@@ -200,6 +204,18 @@ def _steps(program: Program, inputs: Inputs, timesteps: int | None, path: Path) 
             "export it with --form scan"
         )
     return steps
+
+
+def _check_finite(logits: Array, before: int, path: Path) -> None:
+    """Refuse outputs ``[T, B, ...]``, after so many samples ``before``, that predict nothing."""
+    wrong = np.argwhere(~np.isfinite(logits))
+    if len(wrong):
+        step, sample = wrong[0][:2]
+        raise InputFileError(
+            f"{path} gives NaN or infinite outputs, first at step {step + 1} of sample "
+            f"{before + sample}: its weights or these inputs are too large for float32; "
+            "train or export it again"
+        )
 
 
 def _answers(logits: Array, labels: Array | None) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import nir
 import numpy as np
+import torch
 
 from tser.checkpoints import load_run_data, load_student
 from tser.data import ImageData
-from tser.errors import CheckFailed, InputFileError, UsageError
+from tser.errors import CheckFailed, InputFileError, TserError, UsageError
 from tser.export.graph import Graph, resolve
 from tser.export.lower import Lowered, lower
 from tser.export.nir_file import COMPRESSION, flatten, read_nir, write_nir
@@ -98,6 +100,25 @@ def export_nir(
     left_out = without_reset(graph) if compat else ()
     write_nir(graph, out, compression=compression, without_reset=left_out, verify=verify)
     return resolve(graph, origin=str(out))
+
+
+def why_not_exported(student: Student | UserStudent, data: ImageData) -> str:
+    """What `export_nir` would refuse a student for once it is trained; empty if for nothing.
+
+    The student, which may be fresh and on any device, stays as it is.
+
+    Args:
+        student: the model itself.
+        data: that it is to be trained on.
+    """
+    try:
+        with torch.random.fork_rng():
+            lower(copy.deepcopy(student).cpu().eval(), data)
+    except TserError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - it is the user's code, and may not even be copied
+        return ""
+    return ""
 
 
 def changes(wanted: nir.NIRGraph, found: nir.NIRGraph) -> list[str]:

@@ -28,6 +28,8 @@ STATEFUL = (*NEURONS, nir.Delay)
 """Nodes whose output depends on earlier steps."""
 WEIGHTED = (nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d)
 """Synaptic layers."""
+LEAST_DT, MOST_DT = 1e-30, 1e30
+"""Of a time step [s]; beyond, its quotients are 0 or infinite in float32."""
 MISSING = "missing"
 """`Graph.dt_origin` of a graph that states no dt, opened without one."""
 
@@ -331,14 +333,14 @@ def _time_step(
     origin: str,
     timeless: bool,
 ) -> tuple[float, str]:
-    if dt is not None and not 0 < dt < float("inf"):
+    if dt is not None and not LEAST_DT < dt < MOST_DT:
         raise UsageError(f"{origin}: dt must be a positive number of seconds, got {dt!r}")
     if "dt" in metadata:
         try:
             value, where = float(metadata["dt"]), "stated in the file"
         except (TypeError, ValueError) as error:
             raise InputFileError(f"{origin}: dt {brief(metadata['dt'])} is not a number") from error
-        if not 0 < value < float("inf"):
+        if not LEAST_DT < value < MOST_DT:
             raise InputFileError(f"{origin}: its dt {value!r} is not a positive number of seconds")
         if dt not in (None, value):
             raise UsageError(f"{origin} states dt = {value:g} s, not {dt:g} s; leave out --dt")

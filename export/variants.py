@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tser.errors import UsageError
-from tser.export.graph import NEURONS, WEIGHTED, decay
+from tser.export.graph import LEAST_DT, MOST_DT, NEURONS, WEIGHTED, decay
 from tser.export.norse_cells import time_constant
 
 Gain = Literal["physical", "unit"]
@@ -65,7 +65,7 @@ def vary(graph: nir.NIRGraph, variant: Variant) -> nir.NIRGraph:
         raise UsageError("the network has no neurons, so it has neither a dt nor a gain to change")
     before = float(graph.metadata["dt"])
     after = before if variant.dt is None else variant.dt
-    if not 0 < after < float("inf"):
+    if not LEAST_DT < after < MOST_DT:
         raise UsageError(f"--dt must be a positive number of seconds, got {after!r}")
     nodes = {name: copy.copy(op) for name, op in graph.nodes.items()}
     edges, metadata = list(graph.edges), dict(graph.metadata)

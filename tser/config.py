@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Potential = Annotated[float, Field(ge=-1e30, le=1e30)]
 Rate = Annotated[float, Field(gt=0, lt=1e38)]
+Seconds = Annotated[float, Field(ge=1e-12, le=1e12)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 MAX_ADAMW_LR = 0.03
 """AdamW's steps are as long as its learning rate; longer ones destroy the weights."""
@@ -41,9 +43,9 @@ class DataConfig(_Section):
     """AutoAugment of training images, with the policy found for this data set."""
     cutout: int = Field(0, ge=0)
     """Side of the square that is erased from every training image, in pixels; 0: none."""
-    size: int = Field(224, ge=1)
+    size: int = Field(224, ge=1, le=65_536)
     """Side to which the images of a folder are scaled and cropped, in pixels."""
-    workers: int = Field(-1, ge=-1)
+    workers: int = Field(-1, ge=-1, le=1024)
     """Processes that prepare images; 0: the training process itself; -1: one a core, 8 at most,
     for a folder of images, AutoAugment or arrays too large for the GPU, otherwise none."""
 
@@ -66,7 +68,7 @@ class TeacherConfig(_Section):
     """Train it for ``epochs`` before the student; false: it comes with trained weights."""
     width: int = Field(32, ge=1, le=65_536)
     """Channels of the first stage of the convnet."""
-    stages: int = Field(2, ge=1)
+    stages: int = Field(2, ge=1, le=64)
     """Residual blocks of the convnet; each after the first halves the image and doubles the
     channels."""
     epochs: int = Field(30, ge=1, le=1_000_000)
@@ -104,7 +106,7 @@ class StudentConfig(_Section):
     """T, the number of time steps."""
     width: int = Field(32, ge=1, le=65_536)
     """Channels of the first stage."""
-    stages: int = Field(2, ge=1)
+    stages: int = Field(2, ge=1, le=64)
     """Residual blocks of the convnet; each after the first halves the image and doubles the
     channels."""
     norm: Literal["joint", "per-step"] = "joint"
@@ -115,9 +117,9 @@ class StudentConfig(_Section):
 class NeuronConfig(_Section):
     """LIF neurons, Norse's LIFBox parameters."""
 
-    dt: float = Field(1e-3, gt=0)
+    dt: Seconds = 1e-3
     """Time step [s]."""
-    tau_mem: float = Field(2e-3, gt=0)
+    tau_mem: Seconds = 2e-3
     """Membrane time constant [s]; dt / tau_mem = 0.5 is the paper's decay."""
     learn_tau: bool = False
     """Learn tau_mem, one for each layer, starting from the given one (Fang et al., ICCV 2021)."""
@@ -129,7 +131,7 @@ class NeuronConfig(_Section):
     """Potential after a spike."""
     surrogate: Literal["triangle", "superspike", "arctan", "sigmoid"] = "triangle"
     """Surrogate derivative of the spike."""
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, le=1e6)
     """Sharpness of the surrogate."""
     detach_reset: bool = False
     """Stop the gradient at the reset."""
@@ -154,13 +156,13 @@ class LossConfig(_Section):
     """Cross-entropy of every step, or of the mean logits."""
     kl: Literal["per-step", "aggregated", "none"] = "per-step"
     """Divergence from the teacher at every step, of the mean logits, or not at all."""
-    alpha: float = Field(1.0, ge=0)
+    alpha: Weight = 1.0
     """Weight of the KL term. Our choice: the paper's value could not be read."""
-    gamma: float = Field(0.01, ge=0)
+    gamma: Weight = 0.01
     """Weight of the entropy term. Our choice: the paper's value could not be read."""
-    self_weight: float = Field(0.0, ge=0)
+    self_weight: Weight = 0.0
     """Weight of self-distillation: KL from the mean over all steps to each step."""
-    temperature: float = Field(3.0, gt=0)
+    temperature: float = Field(3.0, ge=1e-3, le=1e6)
     """Softmax temperature of the KL terms."""
     weighting: Literal["additive", "convex"] = "additive"
     """CE + alpha KL, or (1 - alpha) CE + alpha KL."""
@@ -179,9 +181,9 @@ class TrainConfig(_Section):
 
     epochs: int = Field(30, ge=1, le=1_000_000)
     """Training epochs; the last one is reported."""
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=2, le=2**31)
     """Images a step, over all processes and parts; batch norm needs two."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=2**31)
     """Parts in which a batch goes through the network, to save memory; batch norm sees a part at a
     time, otherwise the step is the same."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -190,11 +192,11 @@ class TrainConfig(_Section):
     """Peak learning rate; one cosine to zero."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; the first beta of AdamW."""
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: Weight = 5e-4
     """L2 on weights (AdamW: decoupled); never on biases and batch-norm parameters."""
-    clip_norm: float = Field(0.0, ge=0)
+    clip_norm: float = Field(0.0, ge=0, le=1e30)
     """Scale the gradient of a step down to this norm if it is larger; 0: never."""
-    warmup_epochs: float = Field(1.0, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0, le=1_000_000)
     """Epochs of linear warm-up."""
     curriculum_epochs: int = Field(0, ge=0)
     """Train the student with a single time step for so many epochs, then with T."""
@@ -216,10 +218,13 @@ class TrainConfig(_Section):
     deterministic: bool = False
     """Only operations that give the same bits on every run on this machine; an error if one has
     no such form."""
+    threads: int = Field(0, ge=0, le=1024)
+    """Threads of the CPU; their number decides the last bits of sums. 0: as PyTorch likes, with
+    ``deterministic`` one."""
     sync_bn: bool = False
     """Batch-norm statistics over the whole batch when several processes train (GPUs only);
     otherwise over each process's share, and those of the first process are saved."""
-    checkpoint_steps: int = Field(0, ge=0)
+    checkpoint_steps: int = Field(0, ge=0, le=2**31)
     """Also write a checkpoint after every so many steps within an epoch; 0: after epochs only."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, below ``tensorboard/`` in the run folder."""

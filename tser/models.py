@@ -29,7 +29,7 @@ def make_run_student(
         factories: those that the command line named; no other is imported.
 
     Raises:
-        UsageError: a factory that was not named, or a network that does not fit.
+        UsageError: a factory that was not named, or a network that does not fit or holds NaN.
     """
     check_timesteps(data, config.student.timesteps)
     factory = config.student.factory
@@ -37,6 +37,7 @@ def make_run_student(
         return build_student(config.student, config.neuron, data.image_shape, data.num_classes)
     _check_named(factory, "student", factories)
     student = make_student(factory, config.student.timesteps, data.image_shape, data.num_classes)
+    _check_finite(student, "student", factory)
     if data.frames is not None and isinstance(student, UserStudent) and student.form == "static":
         raise UsageError(
             f"the student {factory} takes one image for all steps and {data.name} has a frame for "
@@ -59,7 +60,7 @@ def make_run_teacher(
         published: read ``teacher.weights``; not needed where other weights are loaded next.
 
     Raises:
-        UsageError: a factory that was not named, or a network that does not fit.
+        UsageError: a factory that was not named, or a network that does not fit or holds NaN.
     """
     teacher = _teacher(config.teacher, data, factories, published)
     if data.frames is not None:
@@ -77,6 +78,7 @@ def _teacher(
     _check_named(factory, "teacher", factories)
     shape, classes = data.image_shape, data.num_classes
     teacher = make_module(factory, input_shape=shape, num_classes=classes)
+    _check_finite(teacher, "teacher", factory)
     training = teacher.training
     try:
         with torch.no_grad():
@@ -97,6 +99,15 @@ def _teacher(
             f"the teacher {factory} has no parameters to train; use --set teacher.train=false"
         )
     return teacher.train(training)
+
+
+def _check_finite(model: nn.Module, role: str, factory: str) -> None:
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise UsageError(
+                f"the {role} {factory} comes with NaN or infinite values in "
+                f"{name.removeprefix('model.')!r}; look for where it fills it"
+            )
 
 
 def _check_named(factory: str, role: str, factories: Collection[str]) -> None:

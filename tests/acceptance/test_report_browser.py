@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report_run import complete_run, energy, make_bare, settings, write
+from tests.report_run import EVIL, complete_run, energy, make_bare, settings, write
 from tser.deploy.report import write_report
 from tser.deploy.report_results import read_results
 
@@ -146,6 +146,20 @@ def test_the_console_stays_silent(browse: Open, page: Path) -> None:
     policy = 'http-equiv="Content-Security-Policy" content="default-src \'none\'"'
     loud.write_text(f"<meta {policy}><img src='data:image/png;base64,AA'>", encoding="utf-8")
     assert console(browse(loud, "--dump-dom"))
+
+
+def test_no_name_runs_a_script(browse: Open, page: Path) -> None:
+    """Names of classes that are scripts, in a page whose own policy is taken away as well."""
+    shown = page.read_text(encoding="utf-8")
+    assert html.escape(EVIL) in shown
+    bare = page.with_name("bare.html")
+    bare.write_text(shown.replace("Content-Security-Policy", "Nothing"), encoding="utf-8")
+    done = browse(bare, "--dump-dom")
+    assert console(done) == []
+    assert "<script" not in done.stdout
+    probe = shown.replace(html.escape(EVIL), "<script>console.log('it ran')</script>", 1)
+    bare.write_text(probe.replace("Content-Security-Policy", "Nothing"), encoding="utf-8")
+    assert any("it ran" in line for line in console(browse(bare, "--dump-dom")))
 
 
 def test_both_themes_are_drawn(browse: Open, page: Path, tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ CONFIGS = st.fixed_dictionaries(
                 "v_th": st.floats(1e-3, 1e30),
                 "v_leak": st.floats(-1e30, 0.0),
                 "surrogate": names_of(NeuronConfig, "surrogate"),
-                "alpha": st.floats(1e-300, 1e300),
+                "alpha": st.floats(1e-300, 1e6),
             }
         ),
         "loss": st.fixed_dictionaries(
@@ -325,7 +325,7 @@ CONFIGS = st.fixed_dictionaries(
                 "weighting": names_of(LossConfig, "weighting"),
                 "entropy_at": names_of(LossConfig, "entropy_at"),
                 "alpha": st.floats(0, 1),
-                "gamma": st.floats(0, 1e9),
+                "gamma": st.floats(0, 1e6),
             }
         ),
         "train": st.fixed_dictionaries({"seed": st.integers(0, 2**32 - 1)}),

@@ -1,0 +1,35 @@
+"""What may be opened: reading somebody's folder must not hang on what lies in it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from tser.errors import InputFileError
+
+_ENDLESS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_plain(path: Path) -> None:
+    """Refuse, before it is opened, a pipe, a socket or a device, itself or through a link.
+
+    Opening a pipe waits for who writes to it, and a device may have no end. What is a folder or
+    not there at all is left to the reader, who says so in its own words.
+
+    Raises:
+        InputFileError: it is one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    for matches, what in _ENDLESS:
+        if matches(mode):
+            raise InputFileError(
+                f"{path} is {what}, which is not read; put a plain file in its place"
+            )

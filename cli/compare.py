@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tser.cli.console import guarded, say, show_table
+from tser.cli.console import JsonFlag, guarded, say, show_json, show_table
 
 
 class Format(StrEnum):
@@ -24,9 +25,7 @@ class Format(StrEnum):
 
 @guarded
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN…", help="Two run folders or more.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two run folders or more.")],
     form: Annotated[
         Format | None,
         typer.Option(
@@ -38,10 +37,15 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write it; default: stdout.")
     ] = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Runs side by side: settings that differ, accuracy, operations, energy, fit, verdicts."""
+    """Runs side by side: settings, accuracy, energy, fit, verdicts."""
     from tser.errors import UsageError
 
+    if as_json and (out is not None or form not in (None, Format.json)):
+        raise UsageError("--json prints --format json; leave out --json, or --out and --format")
+    if as_json:
+        form = Format.json
     if form is None:
         named = out.suffix.removeprefix(".") if out else "text"
         form = Format(named) if named in list(Format) else None
@@ -53,7 +57,7 @@ def compare(
     if form is Format.text:
         _show(parts)
     elif out is None:
-        typer.echo(text, nl=False)
+        show_json(json.loads(text)) if form is Format.json else typer.echo(text, nl=False)
     else:
         say(f"wrote {out} ({out.stat().st_size:,} bytes)")
 

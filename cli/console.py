@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
+from tser.cli.streams import drop_output
 from tser.errors import TserError
 from tser.files import to_json
+from tser.printable import one_line
+from tser.room import file_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,13 +23,22 @@ R = TypeVar("R")
 PLAIN_WIDTH = 200
 """Columns of a table that does not go to a terminal: wide enough to fold nothing."""
 
+SHORT = 12
+"""Characters of a cell that a narrow terminal does not fold if it can be helped."""
+
 MOST_STEPS = 10_000
 """Time steps that an option may ask for; far more than any network uses."""
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and no tables.")
+]
 DataRoot = Annotated[
     str | None,
-    typer.Option("--data-root", metavar="DIR", help="Folder to look for the data set in."),
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        help="Folder to look for the data set in; default: the usual places.",
+    ),
 ]
 
 StudentFactory = Annotated[
@@ -45,21 +58,36 @@ TeacherFactory = Annotated[
     ),
 ]
 
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="The same bits on every run, or an error; on one CPU thread."
+    ),
+]
+
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(one_line(text) + "\n")
     sys.stderr.flush()
 
 
 def show_json(document: Any) -> None:
     """The result of a command as JSON, on stdout."""
-    sys.stdout.write(to_json(document))
+    text = to_json(document)
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":  # JSON is UTF-8 or ASCII
+        text = json.dumps(json.loads(text), indent=2) + "\n"
+    sys.stdout.write(text)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns after the first are right-aligned."""
+    """A table on stdout; columns after the first are right-aligned.
+
+    In a narrow terminal long cells are folded; short ones, such as numbers, stay on one line.
+    """
+    from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -67,12 +95,18 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table()
     for number, column in enumerate(columns):
         justify: Literal["left", "right"] = "left" if number == 0 else "right"
-        table.add_column(Text(column), justify=justify, overflow="fold")
+        widest = max(len(one_line(row[number])) for row in rows) if rows else 0
+        least = widest if widest <= SHORT else None
+        table.add_column(Text(one_line(column)), justify=justify, overflow="fold", min_width=least)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
     console = Console(width=width, highlight=False)
-    console.print(Text(title, style="bold"))
+    wide = console.options.update(width=PLAIN_WIDTH)
+    if Measurement.get(console, wide, table).maximum > console.width:
+        table.box, table.padding = box.MINIMAL, 0
+        table.show_edge = table.pad_edge = False
+    console.print(Text(one_line(title), style="bold"))
     console.print(table)
 
 
@@ -93,7 +127,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output has left, as in `tser env | head -1`.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output(sys.stdout.fileno())
             raise typer.Exit(1) from None
         except TserError as error:
             if debugging():
@@ -103,6 +137,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if debugging():
                 raise
+            if isinstance(error, OSError) and (told := file_error(error)):
+                say(f"error: {told}")
+                raise typer.Exit(told.exit_code) from None
             kind = type(error).__name__
             say(
                 f"error: unexpected failure ({kind}: {' '.join(str(error).split())}); "

@@ -12,6 +12,7 @@ import typer
 from tser.cli.console import (
     MOST_STEPS,
     DataRoot,
+    Deterministic,
     JsonFlag,
     guarded,
     percent,
@@ -50,7 +51,7 @@ class SplitName(StrEnum):
 def energy(
     graph: Annotated[
         Path | None,
-        typer.Argument(metavar="[GRAPH]", help="A .nir file; default: the newest run's."),
+        typer.Argument(metavar="GRAPH", help="A .nir file; default: the newest run's."),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Run whose test images are used.")
@@ -62,8 +63,8 @@ def energy(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help=f"May be repeated; default: {', '.join(DEFAULT_TARGETS)}; with --model memory "
-            "cmos45. All: tser targets.",
+            help="Chip or process to price for; may be repeated; default: "
+            f"{', '.join(DEFAULT_TARGETS)}; with --model memory cmos45. All: tser targets.",
         ),
     ] = None,
     target_file: TargetFiles = None,
@@ -81,19 +82,23 @@ def energy(
     ] = None,
     hops: Annotated[
         float | None,
-        typer.Option(min=0, help="Mean hops of a spike between cores, for chips that charge them."),
+        typer.Option(
+            metavar="HOPS",
+            min=0,
+            help="Mean hops of a spike between cores, for chips that charge them.",
+        ),
     ] = None,
     latency: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Time of one inference, for static power."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Test images, at most.")] = 1000,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Test images, at most.")] = 1000,
     timesteps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="T; default: what the graph states."),
+        typer.Option(metavar="T", min=1, max=MOST_STEPS, help="T; default: what the graph states."),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step, in seconds, of a file that states none.")
+        float | None, typer.Option(metavar="SECONDS", help="Time step of a file that states none.")
     ] = None,
     first_layer: Annotated[
         FirstLayer,
@@ -114,23 +119,35 @@ def energy(
             metavar="POINTS",
             min=0,
             max=100,
-            help="The cheapest setting that loses at most so many percentage points of accuracy.",
+            help="Name the cheapest setting that loses at most so many percentage points of "
+            "accuracy against all T steps; implies --settings.",
         ),
     ] = None,
     split: Annotated[
         SplitName, typer.Option(help="Images to count on; choose settings by val.")
     ] = SplitName.test,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default for a run's own .nir: energy.json.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the result as JSON; default for a run's own .nir: its energy.json.",
+        ),
     ] = None,
     data_root: DataRoot = None,
+    deterministic: Deterministic = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Count synaptic operations on test images and price them."""
+    """Count synaptic operations on test images and price them.
+
+    Energies are means per inference; what nobody has published stays unpriced.
+    """
+    from tser.deploy.graph_file import check_suffix, open_nir
     from tser.errors import UsageError
     from tser.files import check_json_target, write_json
     from tser.runs import find_run
 
+    if graph is not None:
+        check_suffix(graph, ".nir")
     if latency is not None and not 0 < latency < math.inf:
         raise UsageError(f"--latency {latency:g}: give the seconds of one inference, above 0")
     if hops is not None and not math.isfinite(hops):
@@ -154,12 +171,12 @@ def energy(
     if out is not None:
         check_json_target(out)
     from tser.deploy.energy import Assumptions
-    from tser.deploy.graph_file import check_suffix, open_nir
     from tser.deploy.inputs import data_for_graph
     from tser.deploy.measure import choices, measure
     from tser.deploy.memory_bills import check_process
     from tser.deploy.memory_model import memory_options
     from tser.deploy.target_files import choose_targets
+    from tser.determinism import deterministic as fixed_bits
 
     options = memory_options(memory or []) if model is Model.memory else None
     default = ["cmos45"] if model is Model.memory else DEFAULT_TARGETS
@@ -174,18 +191,19 @@ def energy(
         name = chosen_data.name
         root = root or (Path(chosen_data.root) if chosen_data.root else None)
     images = data_for_graph(view, name, root, str(path))
-    result = measure(
-        view,
-        images,
-        targets,
-        origin=str(path),
-        samples=samples,
-        timesteps=timesteps,
-        assumptions=Assumptions(first_layer.value, hops, latency),
-        memory=options,
-        settings=settings or max_drop is not None,
-        split=split.value,
-    )
+    with fixed_bits(deterministic):
+        result = measure(
+            view,
+            images,
+            targets,
+            origin=str(path),
+            samples=samples,
+            timesteps=timesteps,
+            assumptions=Assumptions(first_layer.value, hops, latency),
+            memory=options,
+            settings=settings or max_drop is not None,
+            split=split.value,
+        )
     if max_drop is not None:
         result["choices"] = choices(result, max_drop)
     if out is not None:

@@ -10,6 +10,7 @@ import typer
 
 from tser.cli.console import (
     DataRoot,
+    Deterministic,
     JsonFlag,
     StudentFactory,
     TeacherFactory,
@@ -34,7 +35,7 @@ IMAGES = {Split.test: "test", Split.val: "validation"}
 @guarded
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest.")
+        Path | None, typer.Argument(metavar="RUN", help="Run folder; default: the newest.")
     ] = None,
     split: Annotated[
         Split, typer.Option(help="test writes eval.json; val is only printed.")
@@ -42,18 +43,24 @@ def evaluate(
     student: StudentFactory = None,
     teacher: TeacherFactory = None,
     data_root: DataRoot = None,
+    deterministic: Deterministic = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Accuracy and calibration after each step t = 1..T, early exit, and firing rates."""
+    """Accuracy after each step, calibration, early exit, firing rates.
+
+    Writes eval.json in the run.
+    """
     from tser.files import write_json
     from tser.runs import find_run
 
     found = find_run(run).naming(student, teacher)
     if run is None:
         say(f"run: {found.path}")
+    from tser.determinism import deterministic as fixed_bits
     from tser.evaluate import evaluate as compute
 
-    result = compute(found, Path(data_root) if data_root else None, split=split.value)
+    with fixed_bits(deterministic):
+        result = compute(found, Path(data_root) if data_root else None, split=split.value)
     if split is Split.test:
         write_json(found.evaluation, result)
         say(f"wrote {found.evaluation}")

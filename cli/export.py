@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tser.cli.console import MOST_STEPS, DataRoot, JsonFlag, StudentFactory, guarded, say, show_json
+from tser.cli.console import (
+    MOST_STEPS,
+    DataRoot,
+    Deterministic,
+    JsonFlag,
+    StudentFactory,
+    guarded,
+    say,
+    show_json,
+)
 
 
 class Format(StrEnum):
@@ -51,15 +60,22 @@ class GainName(StrEnum):
 def export(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN|FILE.nir]", help="What to export; default: the newest run."),
+        typer.Argument(metavar="RUN|FILE.nir", help="What to export; default: the newest run."),
     ] = None,
-    file_format: Annotated[Format, typer.Option("--format", help="nir or onnx.")] = Format.nir,
+    file_format: Annotated[
+        Format, typer.Option("--format", help="Of the file to write.")
+    ] = Format.nir,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: model.nir or .onnx in the run.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File to write; default: model.nir or model.onnx in the run."
+        ),
     ] = None,
     timesteps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="ONNX: T; default: what the graph states."),
+        typer.Option(
+            metavar="T", min=1, max=MOST_STEPS, help="ONNX: T; default: what the graph states."
+        ),
     ] = None,
     encoding: Annotated[
         Encoding | None,
@@ -89,8 +105,9 @@ def export(
     dt: Annotated[
         float | None,
         typer.Option(
-            help="NIR: time step, in seconds, to write for, with time constants rescaled. ONNX: of "
-            "a NIR file that states none."
+            metavar="SECONDS",
+            help="NIR: time step to write for, with time constants rescaled. ONNX: of a NIR file "
+            "that states none.",
         ),
     ] = None,
     gain: Annotated[
@@ -101,7 +118,8 @@ def export(
         bool, typer.Option("--compat", help="NIR: no v_reset, for readers of nir <= 1.0.5.")
     ] = False,
     compression: Annotated[
-        int | None, typer.Option(min=0, max=9, help="NIR: level of gzip; default: 4.")
+        int | None,
+        typer.Option(metavar="LEVEL", min=0, max=9, help="NIR: gzip, 0 is none; default: 4."),
     ] = None,
     check: Annotated[
         bool | None,
@@ -112,9 +130,13 @@ def export(
     ] = None,
     student: StudentFactory = None,
     data_root: DataRoot = None,
+    deterministic: Deterministic = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a run's student as NIR, or a NIR graph as ONNX."""
+    """Write a run's student as NIR, or a NIR graph as ONNX.
+
+    An ONNX model is compiled from the run's NIR file, which is written first where it is not there.
+    """
     from tser.errors import UsageError
     from tser.runs import find_run
 
@@ -133,6 +155,8 @@ def export(
     _check_options(file_format, out, of_onnx if file_format is Format.nir else of_nir)
     from tser.deploy.graph_file import check_suffix
 
+    if source is not None and source.suffix == ".onnx":
+        check_suffix(source, ".onnx")
     if source is not None and source.is_file() and source.suffix != ".nir":
         raise UsageError(f"{source} is neither a run folder nor a .nir file; name one of these")
     if source is not None and source.suffix == ".nir":
@@ -152,6 +176,7 @@ def export(
         )
 
     from tser.deploy.export_check import QuickCheck
+    from tser.determinism import deterministic as fixed_bits
     from tser.export.export import export_nir, export_onnx
     from tser.export.nir_file import COMPRESSION
     from tser.export.onnx_file import OPSET, OnnxOptions, weights_file
@@ -166,38 +191,39 @@ def export(
     quick = None if check is False else QuickCheck()
     root = Path(data_root) if data_root else None
     target = out or (nir_file if file_format is Format.nir else nir_file.with_suffix(".onnx"))
-    if run is not None and file_format is Format.nir:
-        graph = export_nir(
-            run,
-            target,
-            root,
-            variant=Variant(gain.value if gain else "physical", dt),
-            compat=compat,
-            compression=COMPRESSION if compression is None else compression,
-            check=quick,
-        )
-    else:
-        if run is not None and not nir_file.exists():
-            export_nir(run, nir_file, root, check=quick)
-            say(f"wrote {nir_file}")
-        feed: Literal["direct", "sequence"] | None = encoding.value if encoding else None
-        graph = export_onnx(
-            nir_file, target, timesteps=timesteps, encoding=feed, dt=dt, options=options
-        )
-    if quick is not None and quick.verdict is not None:
-        say(f"checked {quick.spikes:,} spikes of {quick.samples} test images: {quick.verdict}")
     of_format: dict[str, Any] = {}
-    if file_format is Format.onnx:
-        say(f"ONNX: {options.form} form, opset {OPSET}, {options.weights} weights")
-        of_format = {
-            "opset": OPSET,
-            "form": options.form,
-            "outputs": ["logits", *options.outputs],
-            "weights": options.weights,
-            "float16_effect": _effect(graph, run, root, timesteps)
-            if options.weights == "float16"
-            else None,
-        }
+    with fixed_bits(deterministic):
+        if run is not None and file_format is Format.nir:
+            graph = export_nir(
+                run,
+                target,
+                root,
+                variant=Variant(gain.value if gain else "physical", dt),
+                compat=compat,
+                compression=COMPRESSION if compression is None else compression,
+                check=quick,
+            )
+        else:
+            if run is not None and not nir_file.exists():
+                export_nir(run, nir_file, root, check=quick)
+                say(f"wrote {nir_file}")
+            feed: Literal["direct", "sequence"] | None = encoding.value if encoding else None
+            graph = export_onnx(
+                nir_file, target, timesteps=timesteps, encoding=feed, dt=dt, options=options
+            )
+        if quick is not None and quick.verdict is not None:
+            say(f"checked {quick.spikes:,} spikes of {quick.samples} test images: {quick.verdict}")
+        if file_format is Format.onnx:
+            say(f"ONNX: {options.form} form, opset {OPSET}, {options.weights} weights")
+            of_format = {
+                "opset": OPSET,
+                "form": options.form,
+                "outputs": ["logits", *options.outputs],
+                "weights": options.weights,
+                "float16_effect": _effect(graph, run, root, timesteps)
+                if options.weights == "float16"
+                else None,
+            }
     say(f"wrote {target} ({target.stat().st_size:,} bytes)")
     if outside := weights_file(target) if file_format is Format.onnx else None:
         say(f"its weights are in {outside} ({outside.stat().st_size:,} bytes), keep it beside it")

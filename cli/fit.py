@@ -24,18 +24,24 @@ class Where(StrEnum):
 def fit(
     graph: Annotated[Path, typer.Argument(metavar="GRAPH", help="A .nir file.")],
     target: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Chip; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Chip, at least one; may be repeated."),
     ] = None,
     target_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Chip of your own, in TOML; may be repeated."),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step, in seconds, of a file that states none.")
+        float | None, typer.Option(metavar="SECONDS", help="Time step of a file that states none.")
     ] = None,
     weight_bits: Annotated[
         int | None,
-        typer.Option(min=1, max=16, help="Check as if weights were quantised to so many bits."),
+        typer.Option(
+            metavar="BITS",
+            min=1,
+            max=16,
+            help="Check as if weights were quantised to so many bits.",
+        ),
     ] = None,
     first_layer: Annotated[
         Where, typer.Option(help="Who computes the layers that take the input.")
@@ -45,7 +51,10 @@ def fit(
     ] = Where.chip,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a graph against the limits of chips; exit code 3 where it does not fit one."""
+    """Check a graph against the limits of chips.
+
+    Exit code 3: it does not fit one of those named.
+    """
     from tser.deploy.fit import fit as check
     from tser.deploy.fit import report
     from tser.deploy.fit_limits import chip_names, load_chip, load_chip_file
@@ -99,7 +108,7 @@ def _show(found: dict[str, Any]) -> None:
             _limit(row),
             _share(row["used_fraction"]),
             _layers(row["layers"]),
-            _clean("; ".join(filter(None, (row["change"], row["reason"])))),
+            "; ".join(filter(None, (row["change"], row["reason"]))),
         ]
         for row in found["rows"]
         if not row["reason"].startswith("no limit")  # those are in the JSON
@@ -159,9 +168,4 @@ def _limit(row: dict[str, Any]) -> str:
 
 def _layers(names: list[str]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return _clean(names[0]) + more if names else ""
-
-
-def _clean(text: str) -> str:
-    """``text`` without what steers a terminal: names come from the file."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    return names[0] + more if names else ""

@@ -9,15 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from tser.cli.console import JsonFlag, guarded, say, show_json, show_table
+from tser.printable import one_line
 
 MARKS = {"correct": "✓ correct", "differs": "✗ differs", "fails": "✗ fails", "unknown": "? unknown"}
+
+MANIFESTS = {
+    "ok": "sha256 is right",
+    "absent": "no sha256, so a change would not be noticed",
+    "wrong": "sha256 is wrong",
+}
 
 
 @guarded
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .nir or .onnx file.")],
     dt: Annotated[
-        float | None, typer.Option(help="Time step, in seconds, of a NIR file that states none.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Time step of a NIR file that states none."),
     ] = None,
     repair: Annotated[
         Path | None,
@@ -29,7 +37,10 @@ def inspect(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a NIR or ONNX file holds, and which tools will run a NIR file as it is meant."""
+    """Show what a graph file holds, and which tools run it as meant.
+
+    Nothing is run. Exit code 4: the file is damaged; what can be read of it is shown.
+    """
     from tser.deploy.graph_file import check_suffix
     from tser.errors import InputFileError, UsageError
 
@@ -41,6 +52,8 @@ def inspect(
 
         document = inspect_onnx(file)
         show_json(document) if as_json else _show_onnx(document)
+        if document["problem"]:
+            raise InputFileError(document["problem"])
         return
     from tser.deploy.inspection import inspect_nir, repair_nir
 
@@ -88,8 +101,7 @@ def _show_nir(found: dict[str, Any]) -> None:
     totals = found["totals"]
     last = [f"{totals['nodes']} nodes", "", "", "", ""]
     last += [_count(totals[key]) for key in ("neurons", "synapses", "parameters")]
-    shown = [[_clean(cell) for cell in row] for row in rows]
-    show_table(found["file"], columns, [*shown, [*last, ""]])
+    show_table(found["file"], columns, [*rows, [*last, ""]])
     _section("The file", [f"{key}: {text}" for key, text in _about(found)])
     broken = found["portable"]["violations"]
     rules = [f"✗ {rule['rule']}: {rule['says']} ({_some(rule['nodes'])})" for rule in broken]
@@ -103,30 +115,24 @@ def _show_nir(found: dict[str, Any]) -> None:
         say(f"synapses not counted: {gap['name']}: {gap['reason']}")
     if found["dt_origin"] == "missing":
         say("the file does not state its time step; other commands will need --dt SECONDS")
+    _warn(found)
+
+
+def _warn(found: dict[str, Any]) -> None:
     if found["manifest"] == "wrong":
         say("its contents are not what its sha256 says: other commands will refuse the file")
 
 
 def _section(title: str, lines: list[str]) -> None:
-    typer.echo("\n".join([title, *(f"  {_clean(line)}" for line in lines)]))
-
-
-def _clean(text: str) -> str:
-    """``text`` without what steers a terminal: names come from the file."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    typer.echo("\n".join(map(one_line, [title, *(f"  {line}" for line in lines)])))
 
 
 def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
-    manifest = {
-        "ok": "sha256 is right",
-        "absent": "no sha256, so a change would not be noticed",
-        "wrong": "sha256 is wrong",
-    }
     cycles = [f"{edge['source']} → {edge['target']}" for edge in found["cycles"]]
     dt = found["dt_seconds"]
     return [
         ("producer", str(found["producer"] or "not stated")),
-        ("manifest", manifest[found["manifest"]]),
+        ("manifest", MANIFESTS[found["manifest"]]),
         ("dt", found["dt_origin"] if dt is None else f"{dt:g} s ({found['dt_origin']})"),
         ("T", str(found["timesteps"] or "not stated")),
         ("encoding", str(found["encoding"] or "not stated")),
@@ -143,6 +149,7 @@ def _show_onnx(found: dict[str, Any]) -> None:
     about = [
         ["producer", found["producer"] or "not stated"],
         ["one of tser's", "yes" if found["ours"] else "no"],
+        ["manifest", MANIFESTS[found["manifest"]]],
         ["opset", f"{opsets} (IR {found['ir_version']})"],
         *(["input", _port(port)] for port in found["inputs"]),
         *(["output", _port(port)] for port in found["outputs"]),
@@ -150,10 +157,11 @@ def _show_onnx(found: dict[str, Any]) -> None:
         ["spiking neurons", neurons],
     ]
     _section(found["file"], [f"{key}: {text}" for key, text in about])
-    rows = [[_clean(name), _count(count)] for name, count in found["operators"].items()]
+    rows = [[name, _count(count)] for name, count in found["operators"].items()]
     show_table("Operators", ["operator", "times"], rows)
     if found["metadata"]:
         _section("Metadata", [f"{key}: {text[:200]}" for key, text in found["metadata"].items()])
+    _warn(found)
 
 
 def _port(port: dict[str, Any]) -> str:

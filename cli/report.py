@@ -23,7 +23,7 @@ class Format(StrEnum):
 @guarded
 def report(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest.")
+        Path | None, typer.Argument(metavar="RUN", help="Run folder; default: the newest.")
     ] = None,
     form: Annotated[
         Format | None,
@@ -34,7 +34,8 @@ def report(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write; default: report.FORMAT in the run."),
     ] = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,

@@ -60,13 +60,16 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.npz", help="Every spike, one bool array [T, N, ...] a layer."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Inputs; default: all.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Inputs, at most; default: all.")
+    ] = None,
     timesteps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="T; default: what the graph states."),
+        typer.Option(metavar="T", min=1, max=MOST_STEPS, help="T; default: what the graph states."),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step, in seconds, of a NIR file that states none.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Time step of a NIR file that states none."),
     ] = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,

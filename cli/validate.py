@@ -11,6 +11,7 @@ import typer
 from tser.cli.console import (
     MOST_STEPS,
     DataRoot,
+    Deterministic,
     JsonFlag,
     StudentFactory,
     guarded,
@@ -33,7 +34,7 @@ class Bar(StrEnum):
 def validate(
     graph: Annotated[
         Path | None,
-        typer.Argument(metavar="[GRAPH]", help="A .nir or .onnx file; default: the run's .nir."),
+        typer.Argument(metavar="GRAPH", help="A .nir or .onnx file; default: the run's .nir."),
     ] = None,
     against: Annotated[
         Path | None,
@@ -51,7 +52,9 @@ def validate(
             "nirtorch; may be repeated. Default: nir-f32 and onnx, of an ONNX file onnx.",
         ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Test images; default: all.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Test images; default: all.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All test images (the default).")] = False,
     probes: Annotated[
         bool,
@@ -71,28 +74,43 @@ def validate(
     ] = None,
     timesteps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="T of two graphs; default: what they state."),
+        typer.Option(
+            metavar="T", min=1, max=MOST_STEPS, help="T of two graphs; default: what they state."
+        ),
     ] = None,
     dt: Annotated[
-        float | None, typer.Option(help="Time step, in seconds, of NIR files that state none.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Time step of NIR files that state none."),
     ] = None,
     save_trace: Annotated[
         Path | None,
         typer.Option(
-            "--save-trace", metavar="FILE.npz", help="Every spike of everything that ran, as bits."
+            "--trace",
+            "--save-trace",
+            metavar="FILE.npz",
+            help="Write every spike of everything that ran, as bits.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Default for the run's own .nir: validation.json."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the result as JSON; default for the run's own .nir: its validation.json.",
+        ),
     ] = None,
     student: StudentFactory = None,
     data_root: DataRoot = None,
+    deterministic: Deterministic = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare a graph with the PyTorch student or another graph, spike by spike (exit 3: no)."""
+    """Compare a graph with its student, or another, spike by spike.
+
+    E0: every spike is the same. E1: spikes differ where rounding explains it, predictions do not.
+    E2: rates and predictions agree. E3: not equivalent. Exit code 3: worse than --require.
+    """
     from tser.deploy.graph_file import check_suffix
     from tser.deploy.validation import validate as check
+    from tser.determinism import deterministic as fixed_bits
     from tser.errors import UsageError
     from tser.files import check_json_target, write_json
     from tser.runs import Run, find_run
@@ -106,7 +124,7 @@ def validate(
     if graph is not None:
         check_suffix(graph, ".nir", ".onnx")
     if save_trace is not None and save_trace.suffix != ".npz":
-        raise UsageError(f"--save-trace {save_trace} is not named .npz")
+        raise UsageError(f"--trace {save_trace} is not named .npz")
     if against is None and graph is not None and (graph.parent / "config.toml").exists():
         against = graph.parent
     other: Run | Path
@@ -125,19 +143,20 @@ def validate(
     out = out or default_out
     if out is not None:
         check_json_target(out)
-    result = check(
-        path,
-        other,
-        backends=tuple(backend or ()),
-        samples=samples,
-        source=source,
-        data=data,
-        dt=dt,
-        timesteps=timesteps,
-        probes=probes,
-        trace=save_trace,
-        root=Path(data_root) if data_root else None,
-    )
+    with fixed_bits(deterministic):
+        result = check(
+            path,
+            other,
+            backends=tuple(backend or ()),
+            samples=samples,
+            source=source,
+            data=data,
+            dt=dt,
+            timesteps=timesteps,
+            probes=probes,
+            trace=save_trace,
+            root=Path(data_root) if data_root else None,
+        )
     for target in (save_trace,):
         if target is not None:
             say(f"wrote {target}")

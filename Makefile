@@ -4,18 +4,23 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+FUZZ_MUTANTS ?= 5000
+SOAK_MINUTES ?= 35
 RUN ?= runs/demo
 
 BIN := .venv/bin
 READY := .venv/.installed
 DEMO := $(RUN:%/=%)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint snapshots fuzz soak clean
 
 help:
 	@echo 'make demo   distil, export, check, price and report on the digits, into runs/demo'
 	@echo 'make test   unit tests, acceptance tests and doctests'
 	@echo 'make lint   ruff and mypy'
+	@echo 'make snapshots  write tests/data/help and deploy/schemas anew, to be read before a commit'
+	@echo 'make fuzz   5,000 damaged files of each kind: half an hour'
+	@echo 'make soak   the whole path again and again in one process, watched for leaks: 35 minutes'
 	@echo 'make clean  delete .venv, build output and caches; runs/ is kept'
 	@echo
 	@echo 'Settings, as in "make demo RUN=runs/first":'
@@ -57,6 +62,18 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+snapshots: $(READY)
+	$(BIN)/python -m tser.deploy.schemas
+	TSER_WRITE_SNAPSHOTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/acceptance/test_cli_help.py
+
+# Exit status 1 where a damaged file hung, crashed or confused its reader. FUZZ_MUTANTS: of each kind.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 FUZZ_MUTANTS=$(FUZZ_MUTANTS) $(BIN)/python -m tests.fuzz
+
+# Exit status 1 where memory, file handles, threads or files pile up.
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) --out benchmarks/results/soak.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tser.deploy.backends import Trace
 from tser.deploy.onnx_model import OnnxModel
 from tser.deploy.onnx_replay import ReplayModel
+from tser.determinism import is_deterministic
 from tser.errors import InputFileError
 from tser.export.graph import Graph
 from tser.export.onnx_file import OnnxOptions, compile_onnx, session_source
@@ -162,6 +163,9 @@ def session(
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if is_deterministic():
+        options.use_deterministic_compute = True
+        options.intra_op_num_threads = 1
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tser.deploy.backends import Trace
 from tser.deploy.onnx_model import OnnxModel
+from tser.determinism import is_deterministic
 from tser.errors import InputFileError, UsageError
 from tser.export.onnx_file import session_source
 
@@ -91,12 +92,14 @@ def program(
         core: of `make_core`.
         model: as exported.
         shape: of the input, batch and all.
-        threads: None: as many as OpenVINO likes.
+        threads: None: as many as OpenVINO likes, inside of `deterministic` one.
 
     Returns:
         A callable from ``{"input": array}`` to its outputs.
     """
     settings: dict[str, Any] = dict(SETTINGS)
+    if threads is None and is_deterministic():
+        threads = 1
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     with session_source(model) as content:

@@ -23,8 +23,10 @@ from tser.deploy.report_time import over_time
 from tser.deploy.report_tradeoff import tradeoff
 from tser.deploy.report_training import accuracy, firing, learning
 from tser.deploy.report_validation import validation
+from tser.determinism import cpu_threads
 from tser.errors import UsageError
 from tser.files import to_json, write_text
+from tser.printable import harmless
 from tser.runs import Run
 
 Format = Literal["html", "md", "json", "csv"]
@@ -55,14 +57,15 @@ def write_report(
     check_target(path, run, form)
     results = read_results(run)
     name = results.run.path.resolve().name
-    if form == "json":
-        text = to_json(to_document(results))
-    elif form == "csv":
-        text = to_csv(sections(results, root))
-    elif form == "md":
-        text = to_markdown(name, sections(results, root))
-    else:
-        text = to_html(name, sections(results, root))
+    with cpu_threads(1):  # a graph is run for its pictures
+        if form == "json":
+            text = to_json(to_document(results))
+        elif form == "csv":
+            text = to_csv(sections(results, root))
+        elif form == "md":
+            text = to_markdown(name, sections(results, root))
+        else:
+            text = to_html(name, sections(results, root))
     write_text(path, text)
     return path
 
@@ -125,4 +128,4 @@ def to_html(name: str, parts: list[Section], kind: str = "tser report") -> str:
         lstrip_blocks=True,
     )
     text = pages.get_template("report.html.j2").render(name=name, sections=parts, kind=kind)
-    return text.encode("utf-8", "replace").decode("utf-8")  # a path may hold undecodable bytes
+    return harmless(text)

@@ -13,6 +13,7 @@ from tser.deploy.backends import Backend, Trace
 from tser.deploy.candidates import Subject, executors, open_subject, pair_layers, paired
 from tser.deploy.equivalence import compare
 from tser.deploy.graph_file import is_compiled_from
+from tser.deploy.model_trial import tried
 from tser.deploy.named_inputs import Inputs, batch_size, named_inputs
 from tser.deploy.probing import probe
 from tser.deploy.references import (
@@ -122,7 +123,7 @@ def _with_model_of(run: Run, subject: Subject) -> Subject:
         return subject
     model = read_onnx(run.onnx)
     if is_compiled_from(model, subject.graph):
-        return dataclasses.replace(subject, model=model, model_source=str(run.onnx))
+        return dataclasses.replace(subject, model=tried(model, run.onnx), model_source=str(run.onnx))
     source = f"compiled from {subject.path}; {run.onnx} is of another graph and was not checked"
     return dataclasses.replace(subject, model_source=source)
 

@@ -275,7 +275,16 @@ def _prepare_torch() -> None:
     _place_cache()  # before the import below, which settles for a folder in /tmp
     import torch._dynamo  # seconds, which nobody else should wait for
 
-    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    config, limit = torch._dynamo.config, shapes_setting()
+    setattr(config, limit, max(_SHAPES, getattr(config, limit)))
+
+
+def shapes_setting() -> str:
+    """What PyTorch calls the most shapes it compiles a function for: 2.6 had another name."""
+    import torch._dynamo
+
+    newer = hasattr(torch._dynamo.config, "recompile_limit")
+    return "recompile_limit" if newer else "cache_size_limit"
 
 
 def _place_cache() -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from tests.acceptance.conftest import Cli, load
+from tser.export.onnx_file import write_onnx
 
 
 def test_run_folder_is_complete(tiny: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_wrong_export_is_refused(cli: Cli, tiny: Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.name == "stem_lif.v_threshold":
             tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, 1, tensor.dims, [1.02]))
-    onnx.save(model, run / "model.onnx")
+    write_onnx(model, run / "model.onnx")
     done = cli("validate", run / "model.onnx", "--json", cwd=tiny)
     assert done.returncode == 3, done.stderr
     (backend,) = load(done.stdout)["backends"]

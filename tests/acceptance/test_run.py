@@ -17,7 +17,8 @@ from tests.graphs import dyadic, full, lif, network
 from tser.deploy.interpreter import run
 from tser.export.graph import resolve
 from tser.export.nir_file import write_nir
-from tser.export.onnx_file import model_metadata, read_onnx
+from tser.export.onnx_external import data_files
+from tser.export.onnx_file import model_metadata, read_onnx, write_onnx
 
 STEPS = 3
 
@@ -211,6 +212,7 @@ FILES = {
     "foreign": (["foreign.onnx", "--input", "x.npy"], "was not compiled by tser"),
     "endless metadata": (["long.onnx", "--input", "x.npy"], "do not say how it is to be run"),
     "a layer of no size": (["flat.onnx", "--input", "x.npy"], "do not say how it is to be run"),
+    "an edited model": (["edited.onnx", "--input", "x.npy"], "do not match the digest it carries"),
     "no metadata": (["bare.onnx", "--input", "x.npy"], "do not say how it is to be run"),
 }
 
@@ -236,7 +238,7 @@ def _bad_files(here: Cli, folder: Path) -> None:
         assert done.returncode == 0, done.stderr
     model = onnx.load(folder / "m.onnx")
     model.producer_name = "other"
-    onnx.save(model, folder / "foreign.onnx")
+    write_onnx(model, folder / "foreign.onnx")
     model.producer_name = "tser"
     stated = model_metadata(model)
     for name, wrong in (
@@ -244,9 +246,11 @@ def _bad_files(here: Cli, folder: Path) -> None:
         ("flat", {"layers": '{"lif": [-4]}'}),
     ):
         onnx.helper.set_model_props(model, {**stated, **wrong})
-        onnx.save(model, folder / f"{name}.onnx")
+        write_onnx(model, folder / f"{name}.onnx")
+    onnx.helper.set_model_props(model, {**stated, "timesteps": "9"})
+    onnx.save(model, folder / "edited.onnx")
     del model.metadata_props[:]
-    onnx.save(model, folder / "bare.onnx")
+    write_onnx(model, folder / "bare.onnx")
 
 
 def test_bad_usage_and_bad_files_are_told_in_one_sentence(here: Cli, folder: Path) -> None:
@@ -309,13 +313,14 @@ def test_weights_beside_a_model_are_run_and_told(
     for number in ("first", "again"):
         done = here("export", "w.nir", "--format", "onnx", cwd=folder)
         assert done.returncode == 0, done.stderr
-        assert "its weights are in w.onnx.data" in done.stderr, number
+        assert "its weights are in w.onnx." in done.stderr, number
     done = here("run", "w.onnx", "--input", "x.npy", "--out", "l.npy", cwd=folder)
     assert done.returncode == 0, done.stderr
     expected, _ = run(resolve(raw), np.load(folder / "x.npy"), STEPS)
     np.testing.assert_array_equal(np.load(folder / "l.npy"), expected)
     assert here("inspect", "w.onnx", cwd=folder).returncode == 0
-    (folder / "w.onnx.data").unlink()
+    (data,) = data_files(folder / "w.onnx")
+    data.unlink()
     done = here("run", "w.onnx", "--input", "x.npy", cwd=folder)
     assert done.returncode == 4
     assert "there is no such file" in done.stderr

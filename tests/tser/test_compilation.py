@@ -63,7 +63,7 @@ class Spy:
 @pytest.fixture(autouse=True)
 def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    with torch._dynamo.config.patch(recompile_limit=8):
+    with torch._dynamo.config.patch({compilation.shapes_setting(): 8}):
         yield
 
 
@@ -118,7 +118,7 @@ def test_the_sizes_of_full_batches(
 
 def test_more_shapes_than_torch_allows_by_default(spy: Spy) -> None:
     compile_neurons(make_neuron(NEURON), frozenset({4}))
-    assert torch._dynamo.config.recompile_limit >= 256
+    assert getattr(torch._dynamo.config, compilation.shapes_setting()) >= 256
 
 
 def test_all_arguments_are_handed_on(spy: Spy) -> None:

@@ -123,7 +123,8 @@ def _with_model_of(run: Run, subject: Subject) -> Subject:
         return subject
     model = read_onnx(run.onnx)
     if is_compiled_from(model, subject.graph):
-        return dataclasses.replace(subject, model=tried(model, run.onnx), model_source=str(run.onnx))
+        model = tried(model, run.onnx)
+        return dataclasses.replace(subject, model=model, model_source=str(run.onnx))
     source = f"compiled from {subject.path}; {run.onnx} is of another graph and was not checked"
     return dataclasses.replace(subject, model_source=source)
 

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 from tser.config import RunConfig
 from tser.errors import UsageError
 from tser.methods import METHODS
+from tser.plain_files import check_plain
+from tser.toml_text import parse_toml, read_toml_text
 
 
 def preset_names() -> list[str]:
@@ -88,8 +90,9 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    check_plain(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_toml_text(path))
     except FileNotFoundError as error:
         raise UsageError(f"there is no configuration file {path}") from error
     except (OSError, UnicodeDecodeError) as error:

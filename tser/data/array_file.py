@@ -25,9 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tser.data.arrays_in_zip import read_arrays
 from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.stratify import hashed_order, stratified_take
 from tser.errors import InputFileError
+from tser.plain_files import check_plain
+from tser.printable import one_line
 
 SUFFIX = ".npz"
 TEST_SHARE, VAL_SHARE = 5, 10  # one sample in so many
@@ -81,22 +84,19 @@ def load_array_file(name: str, path: Path) -> ImageData:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of the file, with none that is needed missing."""
+    check_plain(path)
     try:
         with path.open("rb") as file:
-            # A zip file begins so; numpy would take other files for a pickle or a single array.
+            # The module zipfile would find an archive behind anything.
             if file.read(2) != b"PK":
                 raise ValueError("it is not a zip file of arrays")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in _KEYS if key in stored}
+        arrays = read_arrays(path, _KEYS)
     except FileNotFoundError as error:
         raise InputFileError(f"there is no data file {path}; check its name and folder") from error
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputFileError(f"{path} cannot be read: {error.strerror}") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "allow_pickle" in reason:
-            reason = "it holds Python objects, which are not read"
+        reason = one_line(str(error).strip() or type(error).__name__)[:160]
         raise InputFileError(
             f"{path} is damaged or not a .npz file of plain arrays ({reason}); write it again "
             "with numpy.savez"
@@ -123,7 +123,9 @@ def _images(path: Path, arrays: dict[str, NDArray[Any]], key: str) -> _Images:
     if x.ndim == 5:
         return _frames(path, x, key)
     if x.dtype.kind == "f" and bool(np.isnan(x).any()):
-        raise InputFileError(f"{path}: {key} holds NaN; store finite images as uint8, 0..255")
+        raise InputFileError(
+            f"{path}: {key} holds NaN{_at(np.isnan(x))}; store finite images as uint8, 0..255"
+        )
     if x.dtype != np.uint8:
         in_unit = x.dtype.kind == "f" and float(x.min()) >= 0 and float(x.max()) <= 1
         how = f"({key} * 255).round()" if in_unit else f"values of 0..255 in {key}"
@@ -138,6 +140,11 @@ def _images(path: Path, arrays: dict[str, NDArray[Any]], key: str) -> _Images:
             f"store {key}.transpose(0, 3, 1, 2)"
         )
     return x
+
+
+def _at(wrong: NDArray[np.bool_]) -> str:
+    """Words for the first sample ``[N, ...]`` that is wrong."""
+    return f", first in sample {np.argwhere(wrong)[0][0]}"
 
 
 def _frames(path: Path, x: NDArray[Any], key: str) -> _Images:
@@ -155,7 +162,8 @@ def _frames(path: Path, x: NDArray[Any], key: str) -> _Images:
         frames = x.astype(np.float32, copy=False)
     if not np.isfinite(frames).all():
         raise InputFileError(
-            f"{path}: {key} holds NaN, infinite or too large values; store finite event counts"
+            f"{path}: {key} holds NaN, infinite or too large values"
+            f"{_at(~np.isfinite(frames))}; store finite event counts"
         )
     return frames
 
@@ -164,7 +172,9 @@ def _labels(path: Path, arrays: dict[str, NDArray[Any]], key: str, count: int) -
     """The ``count`` labels under ``key``, none below 0."""
     y = arrays[key]
     if y.dtype.kind == "f" and bool(np.isnan(y).any()):
-        raise InputFileError(f"{path}: {key} holds NaN; give every image a class, 0..K-1")
+        raise InputFileError(
+            f"{path}: {key} holds NaN{_at(np.isnan(y))}; give every image a class, 0..K-1"
+        )
     if y.dtype.kind not in "iu":
         raise InputFileError(f"{path}: {key} is {y.dtype}, not integers; store classes as 0..K-1")
     if y.shape != (count,):
@@ -173,11 +183,13 @@ def _labels(path: Path, arrays: dict[str, NDArray[Any]], key: str, count: int) -
         )
     if int(y.min()) < 0:
         raise InputFileError(
-            f"{path}: {key} holds the label {int(y.min())}; number the classes 0..K-1"
+            f"{path}: {key} holds the label {int(y.min())}{_at(y == y.min())}; number the "
+            "classes 0..K-1"
         )
     if int(y.max()) >= 1 << 31:
         raise InputFileError(
-            f"{path}: {key} holds the label {int(y.max())}; number the classes 0..K-1"
+            f"{path}: {key} holds the label {int(y.max())}{_at(y == y.max())}; number the "
+            "classes 0..K-1"
         )
     return y.astype(np.int64)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,15 @@ from tser.data.images import ImageData, Split
 from tser.data.places import visible
 from tser.data.stratify import stratified_take
 from tser.errors import InputFileError
+from tser.limits import MOST_ASPECT, MOST_PIXELS
+from tser.plain_files import check_plain
 from tser.torchvision_ops import ensure_torchvision
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of ImageNet's RGB values scaled to 0..1; the ones torchvision's networks were trained with."""
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+"""What a file may hold, whatever its name is. Pillow knows more: for one, it starts Ghostscript."""
 VAL_SHARE, VAL_MOST = 20, 10_000  # one training image in so many, and at most so many
 
 
@@ -199,9 +204,13 @@ def _decoded(path: str, change: Callable[[Any], Tensor]) -> Tensor:
     """``change`` of the RGB image in the file ``path``."""
     from PIL import Image
 
+    check_plain(Path(path))
     try:
-        with Image.open(path) as image:
-            pixels = image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is refused here
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_size(image.size)
+                pixels = image.convert("RGB")
     except Exception as error:  # Pillow's readers raise many types on damaged bytes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, OSError) and error.strerror:
@@ -211,6 +220,16 @@ def _decoded(path: str, change: Callable[[Any], Tensor]) -> Tensor:
             "remove it"
         ) from error
     return change(pixels)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuse, before it is decoded or scaled, what a file of kilobytes can blow up to."""
+    least, most = min(size), max(size)
+    if least * most > MOST_PIXELS or most > MOST_ASPECT * least:
+        raise ValueError(
+            f"it has {size[0]:,} x {size[1]:,} pixels; at most {MOST_PIXELS:,} are read, and one "
+            f"side at most {MOST_ASPECT} times the other"
+        )
 
 
 @functools.cache

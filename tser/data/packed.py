@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tser.errors import InputFileError, UsageError
+from tser.plain_files import check_plain
 
 REMEDY = "replace it with a fresh copy"
 _CHUNK = 1 << 20
@@ -42,6 +43,7 @@ def chunks(path: Path, size: int) -> Iterator[bytes]:
     Raises:
         InputFileError: ``path`` cannot be read, is damaged or cut short.
     """
+    check_plain(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while chunk := file.read(size):
@@ -58,6 +60,7 @@ def read_whole(path: Path) -> bytes:
     Raises:
         InputFileError: it cannot be read, or is far larger than a file of these sets.
     """
+    check_plain(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise InputFileError(f"{path} is too long to be what it is called; {REMEDY}")
@@ -91,6 +94,8 @@ def read_tar(path: Path, wanted: Sequence[str], scratch: Path) -> Iterator[tuple
                     raise InputFileError(f"{path} holds too many files; {REMEDY}")
                 if member.isreg() and member.size <= _LARGEST:
                     members[member.name.removeprefix("./")] = member
+            if sum(members[name].size for name in wanted if name in members) > _LARGEST:
+                raise InputFileError(f"{path} unpacks to more than such an archive holds; {REMEDY}")
             for name in wanted:
                 file = archive.extractfile(members[name]) if name in members else None
                 if file is None:

@@ -20,7 +20,7 @@ from tser.files import scratch
 
 SCRIPT = Path(__file__).with_name("trial_child.py")
 TIME_LIMIT = 30.0
-"""Seconds that loading and one sample may take, plus one for every 5 MB of the model."""
+"""Seconds that loading and one sample may compute, plus one for every 5 MB of the model."""
 MEMORY_LIMIT = 4 * 1024**3
 """Bytes of address space that they may use beyond eight times the model."""
 

@@ -29,7 +29,7 @@ PARSER = Path(__file__).with_name("parse_child.py")
 COMPRESSION = 4
 """Level of gzip that files are written with; parameters of neurons compress well at any."""
 TIME_LIMIT = 8.0
-"""Seconds the child may take, plus one for every 20 MB of file."""
+"""Seconds the child may compute, plus one for every 20 MB of file."""
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of address space the child may use beyond four times the file."""
 DATA_LIMIT = 512 * 1024**2

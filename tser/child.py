@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+WAITING = 4
+"""Times as long as it may compute, a child may take: a busy machine lets it wait for its turn."""
 
 
 def run_child(
@@ -17,7 +23,7 @@ def run_child(
     Args:
         script: it limits its memory itself, by one of the arguments.
         arguments: of the script.
-        seconds: that it may take.
+        seconds: that it may compute; it may take `WAITING` times as long.
 
     Returns:
         The exit status and what it wrote.
@@ -25,20 +31,42 @@ def run_child(
     Raises:
         subprocess.TimeoutExpired: it took longer, and was killed.
     """
-    return subprocess.run(
-        # -P: a module in the user's folder, or beside the script, must not be imported.
-        [sys.executable, "-P", str(script), *arguments],
-        capture_output=True,
+    # -P: a module in the user's folder, or beside the script, must not be imported.
+    command = [sys.executable, "-P", str(script), *arguments]
+    environment = {
+        **os.environ,
+        # Every thread of a numeric library reserves address space, which is limited.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # HDF5 loads no library for a filter that a file asks for.
+        "HDF5_PLUGIN_PRELOAD": "::",
+    }
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={
-            **os.environ,
-            # Every thread of a numeric library reserves address space, which is limited.
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            # HDF5 loads no library for a filter that a file asks for.
-            "HDF5_PLUGIN_PRELOAD": "::",
-        },
-        timeout=seconds,
-        check=False,
-    )
+        env=environment,
+    ) as child:
+        try:
+            _limit_computing(child.pid, seconds)
+            out, err = child.communicate(timeout=WAITING * seconds)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise subprocess.TimeoutExpired(command, seconds) from error
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode == -signal.SIGXCPU:
+        raise subprocess.TimeoutExpired(command, seconds)
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def _limit_computing(process: int, seconds: float) -> None:
+    # Elsewhere than on Linux the limit of time alone holds. It may have ended already.
+    with suppress(ImportError, AttributeError, ProcessLookupError, PermissionError, ValueError):
+        import resource
+
+        whole = math.ceil(seconds)
+        resource.prlimit(process, resource.RLIMIT_CPU, (whole, whole + 1))

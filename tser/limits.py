@@ -8,6 +8,7 @@ at a limit; those that more than one uses are here, the others beside their read
   (`tser.export.nir_file`).
 * ``.onnx``: run first on one sample in a process of its own, 30 s (and one for every 5 MB), 4 GiB
   of address space and eight times the model (`tser.deploy.model_trial`).
+* Both times are of computing; on a busy machine they may take four times as long (`tser.child`).
 * ``.npz`` data sets: the arrays together half of the memory of this machine (`memory_limit`).
 * idx files and archives of CIFAR: 1 GiB unpacked (`tser.data.idx`, `tser.data.packed`); pickles of
   CIFAR: half a million operations (`tser.data.plain_pickle`).

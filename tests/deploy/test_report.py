@@ -280,9 +280,18 @@ def test_lists_must_have_an_entry_a_step(complete: Run) -> None:
 
 def test_a_damaged_log_is_named_with_its_line(complete: Run) -> None:
     with complete.metrics.open("a", encoding="utf-8") as file:
-        file.write('{"phase": "stud')
+        file.write('{"phase": "stud\n{"phase": "student"}\n')
     with pytest.raises(InputFileError, match=r"metrics\.jsonl, line 4, is damaged"):
         write_report(complete)
+
+
+def test_a_last_line_that_was_not_finished_is_left_out(complete: Run) -> None:
+    write_report(complete)
+    whole = complete.report.read_bytes()
+    with complete.metrics.open("a", encoding="utf-8") as file:
+        file.write('{"phase": "stud')
+    write_report(complete)
+    assert complete.report.read_bytes() == whole
 
 
 def test_a_damaged_graph_is_named(complete: Run) -> None:

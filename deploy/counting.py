@@ -40,6 +40,7 @@ from tser.deploy.count_rows import (
 from tser.deploy.driven import Arrival, driven_per_step
 from tser.deploy.footprint import Widths, delay_bits, parameter_bits, state_bits
 from tser.deploy.interpreter import run
+from tser.deploy.outputs import check_finite
 from tser.deploy.synapses import (
     COMPUTING,
     PASSING,
@@ -81,6 +82,7 @@ def count_operations(
     timesteps: int | None = None,
     *,
     widths: Widths | None = None,
+    origin: str = "the graph",
 ) -> OperationCount:
     """Run ``graph`` on inputs and count.
 
@@ -89,22 +91,27 @@ def count_operations(
         batches: ``[B, *input_shape]`` (constant over time) or ``[T, B, *input_shape]``.
         timesteps: T; default what the graph states.
         widths: of what is stored; default: float32.
+        origin: what to call the graph in messages.
 
     Returns:
         Exact integer counts; memory does not grow with the number of samples.
 
     Raises:
         UsageError: no inputs, or batches of different T.
+        InputFileError: outputs that are not finite.
     """
     counter = Counter(graph)
     for x in batches:
-        _count(counter, graph, x, timesteps)
+        _count(counter, graph, x, timesteps, origin)
     return counter.result(widths)
 
 
-def _count(counter: Counter, graph: Graph, x: NDArray[Any], timesteps: int | None) -> None:
+def _count(
+    counter: Counter, graph: Graph, x: NDArray[Any], timesteps: int | None, origin: str
+) -> None:
     """One batch; what it recorded is let go before the next."""
     out, values = run(graph, x, timesteps, record=counter.wanted)
+    check_finite(out, counter.samples, origin)
     counter.add(values, len(out))
 
 

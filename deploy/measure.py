@@ -91,14 +91,15 @@ def measure(
 
     Raises:
         UsageError: the memory-aware model with a chip.
+        InputFileError: outputs that are not finite.
     """
     known = assumptions or Assumptions()
     labelled = image_batches(data, samples, split=split)
     if not settings:
-        counts = count_operations(graph, (x for x, _ in labelled), timesteps)
+        counts = count_operations(graph, (x for x, _ in labelled), timesteps, origin=origin)
         document = energy_document(counts, graph, targets, data.name, origin, known, memory)
         return document | {"split": split}
-    counts, ways = count_settings(graph, labelled, timesteps)
+    counts, ways = count_settings(graph, labelled, timesteps, origin=origin)
     document = energy_document(counts, graph, targets, data.name, origin, known, memory)
     shapes = None if memory is None else layer_shapes(graph)
     bills = {target.name: pricer(target, shapes, memory) for target in targets}

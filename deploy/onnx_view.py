@@ -10,6 +10,7 @@ from typing import Any
 import nir
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from tser.errors import InputFileError
 from tser.export.graph import Graph, Node
@@ -37,7 +38,8 @@ def onnx_view(model: onnx.ModelProto, path: Path) -> OnnxView:
     """Read what a model states.
 
     Raises:
-        InputFileError: another tool's model, or metadata that do not say how it is run.
+        InputFileError: another tool's model, metadata that do not say how it is run, or weights
+            that are not finite.
     """
     stated, form = model_metadata(model), options_of(model).form
     if model.producer_name != "tser":
@@ -74,7 +76,19 @@ def onnx_view(model: onnx.ModelProto, path: Path) -> OnnxView:
         raise InputFileError(
             f"{path}: its metadata do not say how it is to be run; export it again"
         ) from error
+    _check_numbers(model, path)
     return OnnxView(graph, layers, fixed)
+
+
+def _check_numbers(model: onnx.ModelProto, path: Path) -> None:
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        # A threshold may be infinite: such a neuron never fires.
+        if values.dtype.kind == "f" and (np.isnan(values) | (values == -np.inf)).any():
+            raise InputFileError(
+                f"{path}: {tensor.name!r} holds NaN or infinite values; export it again from "
+                "sound weights"
+            )
 
 
 def _nodes(layers: dict[str, Shape], shape: Shape) -> dict[str, Node]:

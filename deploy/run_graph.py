@@ -19,6 +19,7 @@ from tser.deploy.model_trial import tried
 from tser.deploy.named_inputs import Inputs, batch_size, named_inputs
 from tser.deploy.onnx_backend import OnnxBackend, compile_for
 from tser.deploy.onnx_view import onnx_view
+from tser.deploy.outputs import check_finite
 from tser.deploy.spike_file import SpikeFile
 from tser.errors import InputFileError, UsageError
 from tser.export.graph import Graph
@@ -100,7 +101,7 @@ def run_graph(
             spikes = stack.enter_context(SpikeFile(trace, recorded, steps, inputs.samples))
         for x, truth in inputs.batches(size):
             result = execute(x)
-            _check_finite(result.logits, sum(part.shape[1] for part in logits), path)
+            check_finite(result.logits, sum(part.shape[1] for part in logits), str(path))
             logits.append(result.logits)
             if truth is not None:
                 labels.append(truth)
@@ -204,18 +205,6 @@ def _steps(program: Program, inputs: Inputs, timesteps: int | None, path: Path) 
             "export it with --form scan"
         )
     return steps
-
-
-def _check_finite(logits: Array, before: int, path: Path) -> None:
-    """Refuse outputs ``[T, B, ...]``, after so many samples ``before``, that predict nothing."""
-    wrong = np.argwhere(~np.isfinite(logits))
-    if len(wrong):
-        step, sample = wrong[0][:2]
-        raise InputFileError(
-            f"{path} gives NaN or infinite outputs, first at step {step + 1} of sample "
-            f"{before + sample}: its weights or these inputs are too large for float32; "
-            "train or export it again"
-        )
 
 
 def _answers(logits: Array, labels: Array | None) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tser.deploy.counting import Counter, OperationCount
 from tser.deploy.interpreter import run
+from tser.deploy.outputs import check_finite
 from tser.errors import UsageError
 from tser.evaluate import THRESHOLDS
 from tser.export.graph import Graph
@@ -43,7 +44,11 @@ class Setting:
 
 
 def count_settings(
-    graph: Graph, batches: Iterable[Batch], timesteps: int | None = None
+    graph: Graph,
+    batches: Iterable[Batch],
+    timesteps: int | None = None,
+    *,
+    origin: str = "the graph",
 ) -> tuple[OperationCount, list[Setting]]:
     """Count operations of all T steps, and of every setting.
 
@@ -51,12 +56,14 @@ def count_settings(
         graph: the resolved view, of a classifier.
         batches: ``(x [B, ...] or [T, B, ...], labels [B])``.
         timesteps: T; default what the graph states.
+        origin: what to call the graph in messages.
 
     Returns:
         Counts of all steps, and the settings: t = 1..T, then the thresholds of ``tser eval``.
 
     Raises:
         UsageError: outputs that are no logits.
+        InputFileError: outputs that are not finite.
     """
     whole = Counter(graph)
     counters: list[Counter] = []
@@ -67,6 +74,7 @@ def count_settings(
         logits, values = run(graph, x, timesteps, record=whole.wanted)
         if logits.ndim != 3:
             raise UsageError("settings are compared by accuracy, and the graph puts out no logits")
+        check_finite(logits, whole.samples, origin)
         steps = len(logits)
         whole.add(values, steps)
         if not choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import nir
@@ -64,6 +65,10 @@ def check_metadata(metadata: dict[str, Any], origin: str) -> None:
     encoding = metadata.get("encoding", "")
     if not isinstance(encoding, str):
         raise InputFileError(f"{origin}: encoding {brief(encoding)} is not text")
+    for key in ("input_mean", "input_std"):
+        with suppress(TypeError, ValueError, OverflowError, RecursionError):  # not ours, then
+            if not np.isfinite(np.asarray(json.loads(metadata.get(key, "0")), float)).all():
+                raise InputFileError(f"{origin}: its input scaling holds NaN or infinite values")
     reset = metadata.get("reset", "to_value")
     if not isinstance(reset, str) or reset != "to_value":
         raise InputFileError(f"{origin}: reset {brief(reset)} is not one NIR can express")

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import nir
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from tser.cli.main import app
 from tser.config import RunConfig, TeacherConfig
 from tser.config_file import load_config
 from tser.errors import UsageError
+from tser.export.onnx_file import write_onnx
 from tser.teachers import build_teacher
 
 # --- options -------------------------------------------------------------------------------
@@ -293,10 +295,35 @@ def test_a_graph_whose_input_scaling_gives_no_numbers(
     assert [path.name for path in tmp_path.iterdir()] == ["w.nir"]
 
 
-def test_weights_that_overflow_predict_nothing(here: Cli, tmp_path: Path) -> None:
+ENERGY = ["energy", "w.nir", "--data", "digits", "--samples", "2", "--out", "new.json"]
+
+
+@pytest.mark.parametrize("line", [RUN, ENERGY, [*ENERGY, "--settings"]], ids=" ".join)
+def test_weights_that_overflow_predict_nothing(here: Cli, tmp_path: Path, line: list[str]) -> None:
     nir.write(tmp_path / "w.nir", _network(10, 1e38))
-    check(here(*RUN, cwd=tmp_path), 4, "w.nir", "step 1 of sample", "too large for float32")
+    check(here(*line, cwd=tmp_path), 4, "w.nir", "step 1 of sample", "too large for float32")
     assert [path.name for path in tmp_path.iterdir()] == ["w.nir"]
+
+
+def test_a_scaling_without_numbers_is_found_in_either_graph(here: Cli, folder: Path) -> None:
+    nir.write(folder / "w.nir", _network(10, input_mean="[0]", input_std="[NaN]"))
+    for graph, other in (("w.nir", "g.nir"), ("g.nir", "w.nir")):
+        done = here("validate", graph, "--against", other, "--data", "digits", cwd=folder)
+        check(done, 4, "w.nir", "its input scaling")
+
+
+def test_a_signed_onnx_model_with_nan_is_refused(here: Cli, folder: Path) -> None:
+    assert here("export", "g.nir", "--format", "onnx", cwd=folder).returncode == 0
+    model = onnx.load_model(folder / "g.onnx")
+    weights = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    wrong = onnx.numpy_helper.to_array(weights).copy()
+    wrong[0, 1] = np.nan
+    weights.CopyFrom(onnx.numpy_helper.from_array(wrong, weights.name))
+    write_onnx(model, folder / "w.onnx")
+    for command in ("run", "validate"):
+        more = ["--against", "g.nir"] if command == "validate" else []
+        done = here(command, "w.onnx", *more, "--data", "digits", cwd=folder)
+        check(done, 4, "w.onnx", weights.name, "NaN")
 
 
 @pytest.mark.parametrize(

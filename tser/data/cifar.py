@@ -20,8 +20,9 @@ from tser.data.cifar_files import CIFAR10, CIFAR100, Cifar, Version, read_batch,
 from tser.data.images import ArraySplit, ImageData, make_image_data
 from tser.data.mnist import split_first
 from tser.data.packed import REMEDY, read_tar, read_whole
-from tser.data.places import Files, Source, locate, scratch_folder, torchvision_class, visible
+from tser.data.places import Files, Source, locate, torchvision_class, visible
 from tser.errors import InputFileError
+from tser.files import scratch
 
 VAL_SHARE = 10  # one training image in 10 goes to the validation split
 
@@ -63,9 +64,9 @@ def _read(found: Files, cifar: Cifar) -> tuple[list[ArraySplit], ArraySplit, tup
     version = cifar.binary if binary else cifar.python
     splits, shown, digests = [], [], []
     class_names: tuple[str, ...] = ()
-    with scratch_folder(cifar.title) as scratch:
+    with scratch() as folder:
         for name, (where, content) in zip(
-            version.files, _contents(found, version, scratch), strict=True
+            version.files, _contents(found, version, folder), strict=True
         ):
             shown.append(where)
             digests.append(hashlib.md5(content, usedforsecurity=False).hexdigest())

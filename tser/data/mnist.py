@@ -19,9 +19,10 @@ import torch
 
 from tser.data.idx import content_md5, read_images, read_labels
 from tser.data.images import ArraySplit, ImageData, make_image_data
-from tser.data.places import Files, Source, locate, scratch_folder, visible
+from tser.data.places import Files, Source, locate, visible
 from tser.data.stratify import stratified_take
 from tser.errors import InputFileError
+from tser.files import scratch
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -95,9 +96,9 @@ def read_four_files(found: Files, name: str, title: str, class_names: tuple[str,
         title: its key in `OFFICIAL`.
         class_names: K of them.
     """
-    with scratch_folder(title) as scratch:
-        official = _read_pair(found[0], found[1], scratch, title)
-        test = _read_pair(found[2], found[3], scratch, title)
+    with scratch() as folder:
+        official = _read_pair(found[0], found[1], folder, title)
+        test = _read_pair(found[2], found[3], folder, title)
     arrays = official.images[:, 0], official.labels, test.images[:, 0], test.labels
     _check_origin(found, tuple(map(content_md5, arrays)), title)
     if len(official) < 2:

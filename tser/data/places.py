@@ -12,14 +12,14 @@ import io
 import os
 import socket
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tser.errors import UsageError
+from tser.errors import TserError, UsageError
+from tser.files import scratch_beside
 from tser.torchvision_ops import ensure_torchvision
 
 Files = tuple[Path, ...]
@@ -99,24 +99,6 @@ def torchvision_class(name: str) -> Any:
     return getattr(importlib.import_module("torchvision.datasets"), name)
 
 
-@contextlib.contextmanager
-def scratch_folder(title: str) -> Iterator[Path]:
-    """A folder to unpack the set called ``title`` in, deleted afterwards.
-
-    Raises:
-        UsageError: there is no room for one.
-    """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="tser-")
-    except OSError as error:
-        raise UsageError(
-            f"no temporary folder to unpack {title} in: {error.strerror}; "
-            "set TMPDIR to a folder you may write to"
-        ) from error
-    with folder as name:
-        yield Path(name)
-
-
 def expanded(path: Path) -> Path:
     """``path`` with a leading ``~`` replaced, unchanged where there is no home folder."""
     try:
@@ -143,18 +125,17 @@ def _download(source: Source, cache: Path) -> str:
     timeout = socket.getdefaulttimeout()
     progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as staging,
+            scratch_beside(cache / "download") as staging,
             contextlib.redirect_stdout(progress),
             contextlib.redirect_stderr(progress),
         ):
             socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-            torchvision_class(source.torchvision_class)(staging, train=False, download=True)
+            torchvision_class(source.torchvision_class)(str(staging), train=False, download=True)
             for name in source.downloaded:
                 (cache / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(staging) / name).replace(cache / name)
-    except (RuntimeError, OSError, EOFError, HTTPException) as error:
+                (staging / name).replace(cache / name)
+    except (RuntimeError, OSError, EOFError, HTTPException, TserError) as error:
         return (str(error).strip() or type(error).__name__).splitlines()[-1]
     finally:
         socket.setdefaulttimeout(timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -107,6 +108,8 @@ def main() -> None:
     spell_out_signs()
     # Without a folder to write to it says so at length, then works all the same.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # Norse scripts its functions when it is imported; new versions of PyTorch say so to everybody.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:
         Path.cwd()
     except OSError:

@@ -190,8 +190,13 @@ class OnnxModel:
             values: of the copy, in the order of ``names``; of the step form over all steps.
 
         Raises:
-            InputFileError: spikes of another shape than the layers have.
+            InputFileError: another T than stated, or spikes of another shape than the layers have.
         """
+        if len(logits) != self.timesteps(x):
+            raise InputFileError(
+                f"{self.source} states {self.timesteps(x)} time steps and computes {len(logits)}; "
+                "export it again"
+            )
         batch = x.shape[1] if self._frames(x) else len(x)
         left, spikes = iter(values), {}
         for layer, shape in self.layers.items():

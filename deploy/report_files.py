@@ -76,7 +76,7 @@ class Epoch(Part):
     """Of the line."""
     phase: Literal["teacher", "student"]
     """Which of the two networks is trained."""
-    epoch: int
+    epoch: int = Field(ge=1, le=10**9)
     """From 1."""
     loss: float
     """Mean over the training images; its terms follow, of a student."""

@@ -30,6 +30,8 @@ from tser.deploy.report_blocks import (
 )
 from tser.deploy.report_fit import fit_document
 from tser.deploy.report_results import Results
+from tser.metrics_log import whole_lines
+from tser.plain_files import read_results
 from tser.printable import harmless
 
 FENCE = "```"
@@ -189,14 +191,14 @@ def to_document(results: Results) -> dict[str, Any]:
         "validation": run.validation,
         "energy": run.energy,
     }
-    lines = run.metrics.read_text("utf-8").splitlines() if run.metrics.is_file() else []
+    lines = whole_lines(read_results(run.metrics)) if run.metrics.is_file() else []
     return {
         "schema_version": 1,
         "run": str(run.path),
         "config": tomllib.loads(results.config_text),
         "graph_digest": results.digest,
         **{
-            name: _loaded(path.read_text("utf-8")) if path.is_file() else None
+            name: _loaded(read_results(path)) if path.is_file() else None
             for name, path in files.items()
         },
         "fit": None if results.graph is None else fit_document(results, results.graph),
@@ -204,6 +206,6 @@ def to_document(results: Results) -> dict[str, Any]:
     }
 
 
-def _loaded(text: str) -> Any:
+def _loaded(text: bytes) -> Any:
     """JSON, with null for NaN and infinities, which Python reads and JSON has not."""
     return json.loads(text, parse_constant=lambda _: None)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tser.data import ImageData, load_configured
+from tser.data.places import no_download
 from tser.deploy.inputs import data_for_graph
 from tser.deploy.report_blocks import Note
 from tser.deploy.report_results import Results
@@ -25,9 +26,10 @@ def images_of(results: Results, root: Path | None = None) -> ImageData | Note:
     configured, graph = results.config.data, results.graph
     folder = root or (Path(configured.root) if configured.root else None)
     try:
-        if graph is None:
-            return load_configured(configured, root)
-        return data_for_graph(graph, configured.name, folder, str(results.run.nir))
+        with no_download():
+            if graph is None:
+                return load_configured(configured, root)
+            return data_for_graph(graph, configured.name, folder, str(results.run.nir))
     except (UsageError, InputFileError) as error:
         return Note(f"Not drawn: {error}")
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tser.deploy.report_files import Document, Epoch
 from tser.errors import InputFileError
 from tser.metrics_log import whole_lines
-from tser.plain_files import check_plain
+from tser.plain_files import read_results
 
 D = TypeVar("D", bound=Document)
 
@@ -28,9 +28,8 @@ def read_document(path: Path, kind: type[D], remedy: str) -> D | None:
     """
     if not path.exists():
         return None
-    check_plain(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_results(path))
     except OSError as error:
         raise InputFileError(f"cannot read {path} ({error.strerror}); {remedy}") from error
     except ValidationError as error:
@@ -45,9 +44,8 @@ def read_epochs(path: Path) -> list[Epoch]:
     """
     if not path.exists():
         return []
-    check_plain(path)
     try:
-        lines = whole_lines(path.read_bytes())
+        lines = whole_lines(read_results(path))
     except OSError as error:
         raise InputFileError(
             f"cannot read {path} ({error.strerror}); delete it to report without learning curves"

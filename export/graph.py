@@ -168,7 +168,8 @@ def resolve(
         count = sum(isinstance(op, kind) for op in ops.values())
         if count != 1:
             raise InputFileError(
-                f"{origin} has {count} {kind.__name__} nodes; graphs with exactly one are supported"
+                f"{origin} has {count} {kind.__name__} nodes, as nir reads it, which gives one to "
+                "each node that nothing leads to or from; graphs with exactly one are supported"
             )
     check_numbers(ops, origin)
     incoming, forward = _order(ops, edges, origin)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ablation", "training_step", "import_time", "interpreter"]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "mutations", "validation_examples"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "mutations", "reliability", "validation_examples"])
 def test_the_tables_are_up_to_date(script: str) -> None:
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "table", "--check"],

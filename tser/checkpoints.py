@@ -16,6 +16,7 @@ from tser import __version__
 from tser.checkpoint_file import read_archive
 from tser.config import RunConfig
 from tser.data import ImageData, load_configured
+from tser.data.places import no_download
 from tser.errors import InputFileError
 from tser.files import atomic_path
 from tser.integrity import (
@@ -65,6 +66,12 @@ def save_weights(
 def describe(config: RunConfig, data: ImageData) -> dict[str, Any]:
     """What defines the student of a run beside its weights."""
     return {"settings": describe_student(config), "data": describe_data(data)}
+
+
+def describe_teacher(config: RunConfig) -> dict[str, Any]:
+    """How the teacher of a run came to be."""
+    settings = describe_training(config)
+    return {"settings": {key: settings[key] for key in settings if key.startswith("teacher.")}}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -237,7 +244,7 @@ def check_continues(state: dict[str, Any], config: RunConfig, data: ImageData, r
         InputFileError: naming what has changed.
     """
     then, now = state.get("run", {}), training_facts(config, data)
-    instead = f"or delete {run.checkpoint} to train this phase from its start"
+    instead = "or start a new run with another --out"
     if found := difference(then.get("settings", {}), now["settings"]):
         raise InputFileError(
             f"{run.config_file} says {found[0]} = {brief(found[2])}, and {run.checkpoint.name} was "
@@ -250,9 +257,48 @@ def check_continues(state: dict[str, Any], config: RunConfig, data: ImageData, r
         )
 
 
+def check_teacher(state: dict[str, Any] | None, taught_by: str, run: Run) -> None:
+    """Refuse to continue a student's checkpoint with another teacher than it was begun with.
+
+    Args:
+        state: as loaded; None: there is none. One of an earlier version does not say.
+        taught_by: digest of the weights of the teacher as it is now.
+        run: whose.
+
+    Raises:
+        InputFileError: it is another one.
+    """
+    then = (state or {}).get("run", {}).get("teacher", "")
+    if then and then != taught_by:
+        raise InputFileError(
+            f"{run.teacher} holds another teacher than {run.checkpoint.name} was begun "
+            "with; restore it, or start a new run with another --out"
+        )
+
+
+def load_teacher(teacher: nn.Module, config: RunConfig, run: Run) -> None:
+    """Read the teacher of a run, if it was trained as the run is configured now.
+
+    Raises:
+        InputFileError: missing, damaged, of another network or trained otherwise.
+    """
+    state, trained_as = read_weights(run.teacher)
+    now = describe_teacher(config)["settings"]
+    if found := difference(trained_as.get("settings", {}), now):
+        raise InputFileError(
+            f"{run.config_file} says {found[0]} = {brief(found[2])}, {run.teacher.name} was made "
+            f"with {brief(found[1])}; restore it, or start a new run with another --out"
+        )
+    _put(teacher, state, run.teacher)
+
+
 def load_run_data(run: Run, root: Path | None = None) -> ImageData:
-    """The data set that a run was trained on, from ``root`` or where its configuration says."""
-    return load_configured(run.config().data, root)
+    """The data set that a run was trained on, from ``root`` or where its configuration says.
+
+    It is not downloaded: a run from elsewhere may name any.
+    """
+    with no_download():
+        return load_configured(run.config().data, root)
 
 
 def load_student(run: Run, data: ImageData) -> Student | UserStudent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tser.checkpoints import check_continues, load_checkpoint, load_weights, save_weights
+from tser.checkpoints import (
+    check_continues,
+    check_teacher,
+    describe_teacher,
+    load_checkpoint,
+    load_teacher,
+    load_weights,
+    save_weights,
+)
 from tser.compilation import (
     Compilation,
     batch_sizes,
@@ -40,6 +49,7 @@ from tser.distributed import (
 )
 from tser.errors import UsageError
 from tser.files import write_json, write_text
+from tser.integrity import digest
 from tser.layers import Student
 from tser.leftovers import remove_leftovers
 from tser.logit_cache import LogitCache, check_cache_file, check_cacheable, open_cache
@@ -122,12 +132,13 @@ def _distill(config: RunConfig, run: Run, resume: bool, foresee: Foresee | None)
         sys.stderr.write(f"warning: this student can be trained, not exported: {reason}\n")
     if config.teacher.train and not given and not taught:
         fit(teacher_phase(config, teacher), data, config, run, state)
-    first(lambda: _keep_teacher(teacher, run))
+    taught_by = first(lambda: _keep_teacher(teacher, config, run, state))
     spread(teacher)
     teacher.eval().requires_grad_(False)
     if not finished:
         cache = open_cache(config, data, teacher) if config.teacher.cache else None
         phase = student_phase(config, student, teacher, cache, plan)
+        phase = replace(phase, taught_by=taught_by)
         if plan.mode != "off" and current_share().rank == 0:
             what = "neurons" if plan.mode == "neuron" else "step"
             sys.stderr.write(
@@ -221,11 +232,21 @@ def _begin(config: RunConfig, data: ImageData, run: Run, resume: bool) -> dict[s
     return state
 
 
-def _keep_teacher(teacher: nn.Module, run: Run) -> None:
+def _keep_teacher(
+    teacher: nn.Module, config: RunConfig, run: Run, state: dict[str, Any] | None
+) -> str:
+    """See to it that the run has its teacher, and that it is the one of its checkpoint.
+
+    Returns:
+        The digest of its weights.
+    """
     if run.teacher.exists():
-        load_weights(teacher, run.teacher)
+        load_teacher(teacher, config, run)
     else:
-        save_weights(teacher, run.teacher)
+        save_weights(teacher, run.teacher, describe_teacher(config))
+    taught_by = digest(teacher.state_dict())
+    check_teacher(state, taught_by, run)
+    return taught_by
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ from typing import Any
 from tser.errors import TserError, UsageError
 from tser.leftovers import MARK, make_folder, sync_folder, writing_to
 from tser.printable import escaped_json
-from tser.room import disk_error, disk_fault, place_error
+from tser.room import SCRATCH, disk_error, disk_fault, place_error
 
 _LONGEST = 60
 """Bytes of a file's name that the name of its temporary file repeats."""
@@ -168,7 +168,7 @@ def scratch() -> Iterator[Path]:
             "there is no folder for temporary files with room for one; make room, or set TMPDIR "
             "to a folder you may write to"
         ) from error
-    with scratch_beside(Path(place) / "scratch") as folder:
+    with scratch_beside(Path(place) / SCRATCH) as folder:
         yield folder
 
 

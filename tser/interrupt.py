@@ -1,4 +1,4 @@
-"""What Ctrl-C (SIGINT) and SIGTERM do to a command: they end it at once, in order.
+"""What Ctrl-C (SIGINT), SIGTERM and SIGHUP do to a command: they end it at once, in order.
 
 Training notes them and stops after its step instead: `tser.stopping`. This module is imported
 before all others, so it imports nothing that takes time.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEATED = 1.0
 """Seconds in which a further signal is the same request: torchrun and schedulers pass on to each
 process what its process group has had already."""
@@ -68,17 +68,17 @@ def unfinished() -> Iterator[None]:
 
 
 def handle_signals() -> None:
-    """Let both signals end this command from now on, unless they are ignored."""
+    """Let them end this command from now on, unless they are ignored."""
     _state.process = os.getpid()
     signal.signal(signal.SIGALRM, _end_after_import)
     for number in SIGNALS:
-        # A shell ignores Ctrl-C for what it runs in the background, and that is to stay so.
+        # A shell ignores Ctrl-C for what it runs in the background, nohup SIGHUP: that is to stay.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
 
 
 def leave_signals() -> None:
-    """Let both do nothing from now on: the command is done, and only Python is still to end."""
+    """Let them do nothing from now on: the command is done, and only Python is still to end."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in SIGNALS:
         if signal.getsignal(number) is _end:

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from tser.checkpoints import describe, save_checkpoint, save_weights, training_facts
+from tser.checkpoints import (
+    describe,
+    describe_teacher,
+    save_checkpoint,
+    save_weights,
+    training_facts,
+)
 from tser.config import RunConfig, TrainConfig
 from tser.data import ImageData, Split
 from tser.data.batch import Batch
@@ -76,7 +82,7 @@ def fit(
                 phase.save()
             save_checkpoint(
                 {
-                    "run": training_facts(config, data),
+                    "run": training_facts(config, data) | {"teacher": phase.taught_by},
                     "phase": phase.name,
                     "epoch": epoch,
                     "step": step,
@@ -138,7 +144,7 @@ def fit(
             reporter.note(describe_wait(longest, data, config.data, device))
         if share.rank == 0:
             if phase.name == "teacher":
-                save_weights(phase.model, run.teacher)
+                save_weights(phase.model, run.teacher, describe_teacher(config))
             else:
                 save_weights(phase.model, run.student, describe(config, data))
         if watch.agree():

@@ -12,7 +12,7 @@ from typing import Any
 
 from tser.errors import InputFileError, UsageError
 from tser.files import append_line, write_text
-from tser.plain_files import check_plain
+from tser.plain_files import read_results
 from tser.runs import Run
 
 _EVENTS = "events.out.tfevents.*"
@@ -109,17 +109,22 @@ def truncate_metrics(run: Run, state: dict[str, Any] | None) -> None:
     """
     if run.metrics.is_symlink():  # rows would be added to the file that it leads to
         raise InputFileError(f"{run.metrics} is a link; put the file itself in its place")
-    if not run.metrics.exists():
-        return
-    kept = []
-    for line, row in _rows(run.metrics):
+    kept, there = [], 0
+    for line, row in _rows(run.metrics) if run.metrics.exists() else ():
         finished = run.teacher.exists() and row["phase"] == "teacher"
         reached = state and row["phase"] == state["phase"] and row["epoch"] <= state["epoch"]
         if finished or reached or run.student.exists():
             kept.append(line)
+            there += bool(state and row["phase"] == state["phase"])
         else:
             sys.stderr.write(f"repeating {row['phase']} epoch {row['epoch']}\n")
-    write_text(run.metrics, "".join(line + "\n" for line in kept))
+    if state and there < state["epoch"]:
+        sys.stderr.write(
+            f"note: {run.metrics} has {there} of the {state['epoch']} epochs that {state['phase']} "
+            "has been trained; the others are lost\n"
+        )
+    if run.metrics.exists():
+        write_text(run.metrics, "".join(line + "\n" for line in kept))
 
 
 def whole_lines(content: bytes) -> list[bytes]:
@@ -144,9 +149,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputFileError: another line is damaged.
     """
-    check_plain(path)
     try:
-        lines = whole_lines(path.read_bytes())
+        lines = whole_lines(read_results(path))
     except OSError as error:
         raise InputFileError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tser.errors import InputFileError
 
+MOST_RESULTS = 1 << 26
+"""Bytes of a JSON file; those of tser have some hundred thousand."""
 _ENDLESS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -33,3 +35,19 @@ def check_plain(path: Path) -> None:
             raise InputFileError(
                 f"{path} is {what}, which is not read; put a plain file in its place"
             )
+
+
+def read_results(path: Path) -> bytes:
+    """The content of a file of results, such as ``eval.json`` and ``metrics.jsonl``.
+
+    Raises:
+        InputFileError: it is no plain file, or larger than results can be.
+        OSError: it cannot be read.
+    """
+    check_plain(path)
+    if path.stat().st_size > MOST_RESULTS:
+        raise InputFileError(
+            f"{path} is damaged: it has more than {MOST_RESULTS // 2**20} MiB; delete it and make "
+            "it again"
+        )
+    return path.read_bytes()

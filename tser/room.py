@@ -12,7 +12,6 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from tser.errors import TserError, UsageError
@@ -29,6 +28,8 @@ _PLACE = (
     errno.EROFS,
 )
 _NUMBER = re.compile(r"(?:os error |\[Errno |errno = )(\d+)")
+SCRATCH = "tser-scratch"
+"""In the name of what goes where temporary files go (``TMPDIR``)."""
 _PROBE = 1 << 16
 """Bytes that are written to see whether the disk takes any."""
 
@@ -127,7 +128,7 @@ def _reason(path: Path, number: int) -> str:
             f"another disk, {again}"
         )
     room = f"make room there {again}"
-    if folder.is_relative_to(tempfile.gettempdir()):
+    if path.name == SCRATCH or any(SCRATCH in part for part in folder.parts):
         room = f"make room there or set TMPDIR to another folder, {again}"
     if _no_names_left(folder):
         return f"{folder} can hold no further file; {room}"

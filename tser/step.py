@@ -33,6 +33,7 @@ class Phase:
         timesteps: T of a student; None for a teacher.
         network: what ``step`` calls, where that is a wrapper of ``model`` for several processes.
         save: writes what ``step`` gathers for later; called before every checkpoint.
+        taught_by: digest of the teacher, of a student; kept in its checkpoints.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Phase:
     timesteps: int | None = None
     network: nn.Module | None = None
     save: Callable[[], None] | None = None
+    taught_by: str = ""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Stopping a training after a step, where Ctrl-C or SIGTERM asks for it.
+"""Stopping a training after a step, where Ctrl-C, SIGTERM or a closed terminal asks for it.
 
 With several processes all of them stop after the same step: about once a second they ask each
 other whether anyone was told to, which costs one exchange of two numbers.
@@ -63,7 +63,7 @@ class Watch:
 
 @contextmanager
 def stopping() -> Iterator[Watch]:
-    """Note SIGINT and SIGTERM for the length of the block instead of letting them end it.
+    """Note SIGINT, SIGTERM and SIGHUP for the length of the block instead of letting them end it.
 
     The block polls, and raises `Stopped`. Then, or where a signal came after its last poll, the
     handlers of before are there again and the one of the signal is called; if it returns, `Stopped`

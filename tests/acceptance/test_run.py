@@ -212,6 +212,7 @@ FILES = {
     "foreign": (["foreign.onnx", "--input", "x.npy"], "was not compiled by tser"),
     "endless metadata": (["long.onnx", "--input", "x.npy"], "do not say how it is to be run"),
     "a layer of no size": (["flat.onnx", "--input", "x.npy"], "do not say how it is to be run"),
+    "another T than it states": (["fewer.onnx", "--input", "x.npy"], "states 2 time steps"),
     "an edited model": (["edited.onnx", "--input", "x.npy"], "do not match the digest it carries"),
     "no metadata": (["bare.onnx", "--input", "x.npy"], "do not say how it is to be run"),
 }
@@ -244,6 +245,7 @@ def _bad_files(here: Cli, folder: Path) -> None:
     for name, wrong in (
         ("long", {"form": "step", "timesteps": "9" * 9}),
         ("flat", {"layers": '{"lif": [-4]}'}),
+        ("fewer", {"timesteps": "2"}),
     ):
         onnx.helper.set_model_props(model, {**stated, **wrong})
         write_onnx(model, folder / f"{name}.onnx")

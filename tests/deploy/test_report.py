@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -286,12 +287,30 @@ def test_a_damaged_log_is_named_with_its_line(complete: Run) -> None:
 
 
 def test_a_last_line_that_was_not_finished_is_left_out(complete: Run) -> None:
-    write_report(complete)
-    whole = complete.report.read_bytes()
+    files = [write_report(complete), write_report(complete, form="json")]
+    whole = [file.read_bytes() for file in files]
     with complete.metrics.open("a", encoding="utf-8") as file:
         file.write('{"phase": "stud')
-    write_report(complete)
-    assert complete.report.read_bytes() == whole
+    files = [write_report(complete), write_report(complete, form="json")]
+    assert [file.read_bytes() for file in files] == whole
+
+
+@pytest.mark.parametrize("epoch", [0, 2**63, 10**400])
+def test_an_epoch_that_cannot_be_is_damage(complete: Run, epoch: int) -> None:
+    rows = complete.metrics.read_text(encoding="utf-8").splitlines()
+    last = json.loads(rows[-1]) | {"epoch": epoch}
+    complete.metrics.write_text("\n".join([*rows[:-1], json.dumps(last), ""]), encoding="utf-8")
+    with pytest.raises(InputFileError, match=r"metrics\.jsonl, line 3, is damaged: epoch"):
+        write_report(complete)
+
+
+@pytest.mark.parametrize("name", ["metrics", "evaluation", "environment", "validation", "energy"])
+def test_results_larger_than_results_are_not_read(complete: Run, name: str) -> None:
+    path = getattr(complete, name)
+    path.touch()
+    os.truncate(path, 30 << 30)  # takes no room on the disk
+    with pytest.raises(InputFileError, match="more than 64 MiB"):
+        write_report(complete)
 
 
 def test_a_damaged_graph_is_named(complete: Run) -> None:

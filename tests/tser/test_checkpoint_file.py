@@ -270,7 +270,7 @@ def test_a_checkpoint_is_continued_as_it_was_begun(tmp_path: Path) -> None:
         text = refusal(lambda setting=setting: check(setting))
         assert text == (
             f"{run.config_file} says {key} = {shown}, and checkpoint.pt was begun with {then}; "
-            f"restore it, or delete {run.checkpoint} to train this phase from its start"
+            "restore it, or start a new run with another --out"
         )
     text = refusal(lambda: check(mean=(0.25,)))
     assert text.startswith("the data set has another mean ([0.25]) than ")

@@ -19,10 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from tser.checkpoints import load_run_data
+from tser.config_file import dump_config, load_config
 from tser.data import DATASETS, ArraySplit, ImageData, fashion_mnist, idx, load_data
 from tser.data.images import channel_statistics
 from tser.data.stratify import hashed_order, stratified_take
 from tser.errors import InputFileError, UsageError
+from tser.files import write_text
+from tser.runs import Run
 
 TRAIN, TEST = 48, 20  # images of the small Fashion-MNIST
 SPLITS = ("train", "val", "test")
@@ -437,6 +441,16 @@ def test_download_fills_the_cache_once(
     assert capsys.readouterr() == ("", "")  # quiet without a terminal
     shutil.rmtree(mirror)
     assert torch.equal(load_data("fashion-mnist").test.images, data.test.images)
+
+
+def test_nothing_is_downloaded_for_a_run_from_elsewhere(nowhere: Path, mirror: Path) -> None:
+    run = Run(nowhere / "run")
+    write_text(run.config_file, dump_config(load_config("fashion-mnist")))
+    with pytest.raises(UsageError, match=r"downloaded \(only tser distill .*--data-root"):
+        load_run_data(run)
+    assert list(snapshot(nowhere)) == [str(run.config_file)]
+    load_data("fashion-mnist")
+    assert len(load_run_data(run).test) == TEST
 
 
 def test_a_download_with_other_content_is_not_kept(nowhere: Path, mirror: Path) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from tser import distill as module
 from tser import loop
-from tser.checkpoints import load_checkpoint, save_checkpoint
+from tser.checkpoints import load_checkpoint, save_checkpoint, save_weights
 from tser.config import RunConfig
 from tser.config_file import load_config
-from tser.data import load_data
+from tser.data import load_configured, load_data
 from tser.data.batch import Batch
 from tser.data.feed import batch_positions
 from tser.distill import distill, pick_device
@@ -655,3 +655,41 @@ def test_less_memory_trains_the_same_student(tmp_path: Path, whole: Run) -> None
     assert all(
         torch.equal(value, weights[name]) for name, value in load_file(frugal.student).items()
     )
+
+
+# --- another teacher -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half(whole: Run, tmp_path: Path) -> Run:
+    """A run that was killed while its student was trained."""
+    run = Run(tmp_path / "half")
+    shutil.copytree(whole.path, run.path)
+    run.student.unlink()
+    return run
+
+
+def test_another_runs_teacher_is_not_taken_in_the_middle(half: Run) -> None:
+    state = load_file(half.teacher)
+    name = next(iter(state))
+    teacher = make_run_teacher(half.config(), load_configured(half.config().data))
+    teacher.load_state_dict({**state, name: state[name] + 1})
+    save_weights(teacher, half.teacher)
+    before = {path.name: path.read_bytes() for path in half.path.iterdir()}
+    with pytest.raises(InputFileError, match="holds another teacher than checkpoint.pt"):
+        distill(half.config(), half, resume=True)
+    assert {path.name: path.read_bytes() for path in half.path.iterdir()} == before
+
+
+def test_a_teacher_made_otherwise_than_the_configuration_says(half: Run) -> None:
+    half.checkpoint.unlink()
+    config = half.config()
+    config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"lr": 0.7})})
+    with pytest.raises(InputFileError, match=r"teacher\.lr = 0\.7, teacher\.safetensors was made"):
+        distill(config, half, resume=True)
+
+
+def test_lost_rows_of_metrics_are_told(half: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    half.metrics.unlink()
+    distill(half.config(), half, resume=True)
+    assert "has 0 of the 2 epochs that student has been trained" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_a_finished_training_is_not_to_be_continued(trained: Path, here: Path) -
     [
         (("export", "a run", "--format", "nir"), signal.SIGTERM),
         (("eval", "a run"), signal.SIGINT),
-        (("eval", "a run"), signal.SIGTERM),
+        (("eval", "a run"), signal.SIGHUP),
     ],
 )
 def test_a_file_being_written_is_not_left(

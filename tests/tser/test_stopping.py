@@ -18,6 +18,7 @@ from tser import interrupt, loop, stopping
 from tser.checkpoints import load_checkpoint
 from tser.config import RunConfig
 from tser.config_file import load_config
+from tser.data import feed
 from tser.data.feed import Share
 from tser.distill import distill
 from tser.interrupt import Interrupted
@@ -44,7 +45,7 @@ FILES = {
     "student.safetensors",
     "checkpoint.pt",
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def tiny(*overrides: str) -> RunConfig:
@@ -87,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (signal.SIGTERM, "correct_per_step", 4, "teacher", 0, 4),  # in the last batch of it
         (signal.SIGINT, "epoch", 1, "teacher", 1, 0),
         (signal.SIGTERM, "save_weights", 1, "teacher", 1, 0),
-        (signal.SIGTERM, "step", 6, "student", 0, 2),
+        (signal.SIGHUP, "step", 6, "student", 0, 2),
         (signal.SIGINT, "correct_per_step", 6, "student", 0, 4),
         (signal.SIGTERM, "save_checkpoint", 2, "student", 1, 0),
         (signal.SIGINT, "step", 12, "student", 1, 4),
@@ -259,6 +260,25 @@ def test_data_workers_heed_their_parent_alone(
     assert len(told) == 4
     assert not multiprocessing.active_children()
     assert load_checkpoint(run.checkpoint)["step"] == 3
+
+
+def test_data_workers_begin_with_signals_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to the whole group must not end a worker that has only just been forked."""
+    began: list[set[int]] = []
+
+    class Loader(feed.DataLoader[Any]):
+        def __iter__(self) -> Any:
+            began.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return super().__iter__()
+
+    monkeypatch.setattr(feed, "DataLoader", Loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    distill(tiny("data.workers=2"), Run(tmp_path / "run"))
+    assert began
+    assert all(mask >= set(SIGNALS) for mask in began)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 # --- several processes ---------------------------------------------------------------------

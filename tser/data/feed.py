@@ -23,9 +23,11 @@ from tser.config import DataConfig
 from tser.data.batch import Batch
 from tser.data.images import ImageData, Split, time_first
 from tser.errors import TserError, UsageError
+from tser.interrupt import SIGNALS
 
 _CPU = torch.device("cpu")
 _AHEAD = 2  # batches that each process prepares before they are asked for
+_SIGNALS = frozenset(SIGNALS)
 
 
 @dataclass(frozen=True)
@@ -260,10 +262,11 @@ def _made(source: _Augmented | _Plain) -> Generator[Tensor | TserError, None, No
 def _end_with_parent(worker: int) -> None:
     """In a process that prepares images: heed no signal to stop but that of its parent.
 
-    Ctrl-C and schedulers send theirs to all processes, and the parent finishes its step first.
+    Ctrl-C and schedulers send theirs to all processes, and the parent finishes its step first. It
+    was forked with all of them blocked.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for number in _SIGNALS - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_await_end, args=(os.getppid(),), daemon=True).start()
 
 
@@ -289,7 +292,13 @@ def _loaded(
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_end_with_parent,
         )
-        batches = iter(loader)
+        # The workers inherit the mask: a signal to all processes must not end one that has only
+        # just been forked. Ours come when all are there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield from batches
     except RuntimeError as error:

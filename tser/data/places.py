@@ -12,7 +12,8 @@ import io
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +25,17 @@ from tser.torchvision_ops import ensure_torchvision
 
 Files = tuple[Path, ...]
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+_may_download: ContextVar[bool] = ContextVar("may_download", default=True)
+
+
+@contextlib.contextmanager
+def no_download() -> Iterator[None]:
+    """Look for sets on this machine only, for the length of the block."""
+    token = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(token)
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,8 @@ def _download(source: Source, cache: Path) -> str:
     final place only when all are there and unpacked. The progress bar goes to the standard
     error, and nowhere if that is not a terminal.
     """
+    if not _may_download.get():
+        return "only tser distill and --data do that"
     timeout = socket.getdefaulttimeout()
     progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
     try:

@@ -1,10 +1,17 @@
 """Rules for every test: nothing leaves this machine."""
 
 import ipaddress
+import signal
 import socket
 from typing import Any
 
 import pytest
+
+# A shell lets what it runs in the background ignore Ctrl-C, and nohup SIGHUP; tests send both.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _is_local(address: Any) -> bool:

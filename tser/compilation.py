@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from tser.config import TrainConfig
 from tser.data.places import user_cache
@@ -119,8 +120,8 @@ def plan_compilation(
         sizes: images at a time.
 
     Raises:
-        UsageError: compilation was asked for and this machine has no compiler for the device, or
-            the student no neurons that are compiled alone.
+        UsageError: compilation was asked for and this machine has no compiler for the device, the
+            student no neurons that are compiled alone, or PyTorch no compiler that saves memory.
     """
     missing = missing_compiler(device)
     if train.compile != "auto":
@@ -134,10 +135,15 @@ def plan_compilation(
                 "train.compile = 'neuron' compiles the neurons of tser.neurons, and the student "
                 "has none; use --compile step"
             )
+        if mode == "step" and train.low_memory and not saves_memory():
+            raise UsageError(
+                "train.low_memory with train.compile = 'step' needs PyTorch 2.10 or newer, not "
+                f"{torch.__version__}; use --compile auto"
+            )
     elif missing or not work.layers:
         mode = "off"
     elif train.low_memory:
-        mode = "step"
+        mode = "step" if saves_memory() else "off"
     else:
         mode = _worth_it(work, device, len(sizes))
     low_memory = train.low_memory and mode == "step"
@@ -257,6 +263,11 @@ class _Compiled:
             self._compiled = None
             return otherwise(*arguments)
         return result
+
+
+def saves_memory() -> bool:
+    """Whether PyTorch's compiler heeds a budget: before 2.10 it keeps nearly all activations."""
+    return TorchVersion(torch.__version__) >= TorchVersion("2.10")
 
 
 def _activation_budget() -> AbstractContextManager[Any]:

@@ -152,6 +152,8 @@ def energy(
         raise UsageError(f"--latency {latency:g}: give the seconds of one inference, above 0")
     if hops is not None and not math.isfinite(hops):
         raise UsageError(f"--hops {hops:g}: give a mean number of hops, 0 or more")
+    if max_drop is not None and not math.isfinite(max_drop):  # which Typer before 0.29 lets pass
+        raise UsageError(f"--max-drop {max_drop:g}: give percentage points, 0 to 100")
     if memory and model is Model.plain:
         raise UsageError("--memory is a choice of the memory-aware model; add --model memory")
     if against is not None and data is not None:

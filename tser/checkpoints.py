@@ -71,6 +71,7 @@ def describe(config: RunConfig, data: ImageData) -> dict[str, Any]:
 def describe_teacher(config: RunConfig) -> dict[str, Any]:
     """How the teacher of a run came to be."""
     settings = describe_training(config)
+    settings.pop("teacher.precision")  # in which it teaches
     return {"settings": {key: settings[key] for key in settings if key.startswith("teacher.")}}
 
 

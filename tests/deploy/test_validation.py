@@ -270,16 +270,17 @@ def test_a_graph_that_is_not_a_number_is_refused(run: Run) -> None:
     assert "bias of node 'readout' holds NaN" in _refused(path, run)
 
 
-def test_logits_that_are_not_numbers_are_wrong(run: Run) -> None:
+def test_logits_that_are_not_finite_are_wrong(run: Run) -> None:
     model = onnx.load_model(run.onnx)
     for tensor in model.graph.initializer:
         if tensor.name == "readout.bias":
             bias = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.full_like(bias, np.nan), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(bias, np.inf), tensor.name))
     write_onnx(model, run.onnx)
     found = validate(run.onnx, run, samples=5)
     (backend,) = found["backends"]
-    assert (found["verdict"], backend["argmax_differences"]) == ("E3", 5)
+    assert found["verdict"] == "E3"
+    assert backend["argmax_differences"] >= 3
     assert backend["logits"]["outside_bound"] > 0
     json.dumps(found, allow_nan=False)
 

@@ -223,11 +223,13 @@ def trainer(job: Row, name: str) -> Any:
     from measuring import Trainer
     from networks import Size
 
+    from tser.compilation import shapes_setting
+
     # Libraries warn about things that are not ours to change.
     warnings.simplefilter("ignore")
     torch.set_num_threads(job["threads"])
     # Variants that are compiled side by side must not count as recompilations of one.
-    torch._dynamo.config.recompile_limit = 256
+    setattr(torch._dynamo.config, shapes_setting(), 256)
     size = Size(job["width"], job["timesteps"], job["batch"])
     return Trainer(builders()[name](size, torch.device(job["device"])), job["precision"])
 

@@ -4,6 +4,7 @@ They are forked from a server that has imported everything and computed nothing,
 starts at once.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser.config import RunConfig
+from tser.config import RunConfig, TrainConfig
 from tser.data import load_configured
 from tser.data.batch import Batch
 from tser.distill import distill, student_phase
-from tser.distributed import first, process_group
+from tser.distributed import first, parallel, process_group
 from tser.loop import make_feed, train_epoch
 from tser.models import make_run_student, make_run_teacher
 from tser.progress import Reporter
@@ -179,6 +180,16 @@ def one_fails(path: Path) -> None:
             torch.distributed.all_reduce(torch.zeros(1))
     except Exception as error:  # noqa: BLE001 - the test judges it
         (path / rank).write_text(f"{type(error).__name__}: {error}")
+
+
+def leave_with_an_error(path: Path) -> None:
+    """Each writes whether a network that outlives the group still owns a part of it."""
+    network: Any = None
+    with contextlib.suppress(ValueError), process_group():
+        network = parallel(nn.Linear(2, 2), TrainConfig())
+        assert network.reducer is not None
+        raise ValueError
+    (path / os.environ["RANK"]).write_text(str(network.reducer))
 
 
 def first_refuses(path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from tser.errors import TserError, UsageError
 
 R = TypeVar("R")
 
+_wrappers: WeakSet[DistributedDataParallel] = WeakSet()
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -50,7 +52,19 @@ def process_group() -> Iterator[Share]:
             ) from error
         raise
     finally:
+        _let_go()
         dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """Take the group from the wrappers of `parallel`, which an error's frames may keep alive.
+
+    As its last owner a wrapper would end the group while it holds Python's lock, which a thread of
+    gloo may be waiting for to let go of the tensors of the last exchange: neither would go on.
+    ``destroy_process_group`` gives the lock up for that.
+    """
+    for wrapper in _wrappers:
+        wrapper.reducer = wrapper.logger = None  # type: ignore[assignment]
 
 
 def _connection_lost(error: RuntimeError) -> bool:
@@ -142,7 +156,9 @@ def parallel(model: nn.Module, train: TrainConfig) -> nn.Module:
     device = next(model.parameters()).device
     if train.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    wrapper = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    _wrappers.add(wrapper)
+    return wrapper
 
 
 def unsynchronised(network: nn.Module) -> AbstractContextManager[None]:

@@ -167,6 +167,12 @@ def test_nobody_waits_for_a_process_that_failed(tmp_path: Path) -> None:
     assert waiting.startswith("TserError: another process of this run has stopped"), waiting
 
 
+def test_a_network_that_outlives_the_processes_group_owns_nothing_of_it(tmp_path: Path) -> None:
+    """Otherwise the group ended with it, and now and then waited for ever for its own thread."""
+    assert processes.together(2, processes.leave_with_an_error, tmp_path) == [0, 0]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["None", "None"]
+
+
 def test_what_the_first_process_refuses_is_said_once(tmp_path: Path) -> None:
     processes.together(2, processes.first_refuses, tmp_path)
     assert (tmp_path / "0").read_text() == "ValueError: only once"

@@ -12,7 +12,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from tser.checkpoints import load_run_data, load_student
+from tser.checkpoints import load_run_data, load_student, weights_digest
 from tser.deploy.backends import Backend, TorchBackend
 from tser.deploy.candidates import Renamed, Subject, executors, open_subject
 from tser.deploy.named_inputs import Inputs, images_of
@@ -64,6 +64,7 @@ class Reference:
         check: the static comparison.
         bias_magnitude: see `Audit`.
         raw: its NIR graph, where there is one.
+        weights: digest that the student's weights carry; None: a graph, or weights of others.
         run_inputs: test images of the run's data, by number of samples; None: there is no run.
     """
 
@@ -77,6 +78,7 @@ class Reference:
     check: Callable[[Subject], StaticCheck]
     bias_magnitude: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     raw: nir.NIRGraph | None = None
+    weights: str | None = None
     run_inputs: Callable[[int | None], Inputs] | None = None
 
 
@@ -125,6 +127,7 @@ def student_of(run: Run, root: Path | None) -> Reference:
         check=check,
         bias_magnitude=lowered.bias_magnitude,
         raw=lowered.graph,
+        weights=weights_digest(run.student),
         run_inputs=partial(images_of, data),
     )
 

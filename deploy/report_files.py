@@ -165,6 +165,8 @@ class Evaluation(Measured):
     """The run folder, as it was named."""
     split: Literal["test"] = "test"
     """Which images."""
+    student_weights: str | None = None
+    """SHA-256 that student.safetensors carried; null: it carried none."""
     accuracy: list[Share]
     """Share of right answers after step 1..T."""
     calibration_error: list[Share] | None = None

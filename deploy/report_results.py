@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tser.checkpoints import weights_digest
 from tser.config import RunConfig
 from tser.deploy.graph_file import open_nir
 from tser.deploy.report_blocks import Note
@@ -35,6 +36,7 @@ class Results:
         validation: the spike-by-spike verdict.
         energy: operations and energy.
         graph: the exported NIR graph.
+        weights: sha256 that student.safetensors carries.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class Results:
     validation: ValidationResult | None
     energy: EnergyResult | None
     graph: Graph | None
+    weights: str | None
 
     @property
     def digest(self) -> str | None:
@@ -54,19 +57,23 @@ class Results:
 
     @property
     def evaluation_is(self) -> Freshness:
-        """Whether eval.json can be of this student: the same data and T."""
+        """Whether eval.json can be of this student: the same data, T and weights."""
         found, wanted = self.evaluation, self.config
         if found is None:
             return "unknown"
+        if self._retrained(found.student_weights):
+            return "stale"
         same = (found.data, found.timesteps) == (wanted.data.name, wanted.student.timesteps)
         return "current" if same else "stale"
 
     @property
     def validation_is(self) -> Freshness:
-        """Whether validation.json is of the graph that is in the folder now."""
+        """Whether validation.json is of the graph and the student that are in the folder now."""
         found = self.validation
         if found is None:
             return "unknown"
+        if self._retrained(found.student_weights):
+            return "stale"
         # An identical graph that does not state its digest has the student's.
         own = found.student_digest if found.static.identical else None
         return self._freshness(found.graph_digest or own)
@@ -75,6 +82,9 @@ class Results:
     def energy_is(self) -> Freshness:
         """Whether energy.json is of the graph that is in the folder now."""
         return self._freshness(None if self.energy is None else self.energy.graph_digest)
+
+    def _retrained(self, weights: str | None) -> bool:
+        return None not in (weights, self.weights) and weights != self.weights
 
     def _freshness(self, measured: str | None) -> Freshness:
         if measured is None or self.digest is None:
@@ -155,6 +165,7 @@ def read_results(run: Run) -> Results:
         validation=read_document(run.validation, ValidationResult, again(commands.validate)),
         energy=read_document(run.energy, EnergyResult, again(commands.energy)),
         graph=open_nir(run.nir) if run.nir.exists() else None,
+        weights=weights_digest(run.student),
     )
 
 
@@ -173,7 +184,7 @@ def missing(what: str, command: str, results: Results | None = None) -> Note:
 
 
 def age(freshness: Freshness, file: str, command: str) -> tuple[Note, ...]:
-    """A warning when numbers are of another graph than the folder holds now.
+    """A warning when numbers are of another graph or student than the folder holds now.
 
     Args:
         freshness: of ``file``.
@@ -184,8 +195,8 @@ def age(freshness: Freshness, file: str, command: str) -> tuple[Note, ...]:
         return ()
     if freshness == "stale":
         text = (
-            f"Out of date: {file} was made from another graph than the model.nir that is in the "
-            "run folder now. To bring it up to date, run"
+            f"Out of date: {file} was made from another graph or student than the run folder "
+            "holds now. To bring it up to date, run"
         )
         return (Note(text, command, "caution"),)
     text = (

@@ -92,12 +92,12 @@ def interval(share: float, samples: int) -> tuple[float, float]:
 
 
 def evaluation_age(results: Results) -> tuple[Note, ...]:
-    """A warning when eval.json is of another configuration."""
+    """A warning when eval.json is of another student."""
     if results.evaluation_is != "stale":
         return ()
     text = (
-        "Out of date: eval.json is of another data set or T than the configuration. To bring it up "
-        "to date, run"
+        "Out of date: eval.json is of other weights, another data set or another T than the run "
+        "folder holds now. To bring it up to date, run"
     )
     return (Note(text, Commands(results.run).evaluate, "caution"),)
 

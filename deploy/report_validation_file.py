@@ -248,6 +248,8 @@ class ValidationResult(Document):
     """What the file says of itself and is not so, in words."""
     student_digest: str | None
     """SHA-256 of the reference's graph; null: it has none."""
+    student_weights: str | None = None
+    """SHA-256 that student.safetensors carried; null: it carried none, or against a graph."""
     graph_digest: str | None
     """SHA-256 of the graph; null: an ONNX file that does not state it."""
     accuracy: dict[str, list[Share]]

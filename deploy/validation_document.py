@@ -53,6 +53,7 @@ def document(
         "contradictions": static.contradictions,
         "graph_digest": static.graph_digest,
         "student_digest": static.reference_digest,
+        "student_weights": reference.weights,
         "accuracy": {
             name: [int(n) / evidence.samples for n in correct]
             for name, correct in evidence.correct.items()

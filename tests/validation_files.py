@@ -109,6 +109,7 @@ def validation(digest: str, *backends: dict[str, Any], **other: Any) -> dict[str
         "static": {"identical": True, "differences": []},
         "contradictions": [],
         "student_digest": digest,
+        "student_weights": None,
         "graph_digest": digest,
         "accuracy": {"torch": [0.9, 0.98], "onnx": [0.9, 0.98]},
         "backends": found,

@@ -107,6 +107,20 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, _verified(metadata, state, path)
 
 
+def weights_digest(path: Path) -> str | None:
+    """The digest that a weight file carries; None: unreadable, or a file of others.
+
+    Whether it is right is for `read_weights` to say.
+    """
+    try:
+        check_plain(path)
+        with safe_open(path, "pt") as file:
+            stated = json.loads((file.metadata() or {})[_KEY])["sha256"]
+    except (InputFileError, SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return stated if isinstance(stated, str) else None
+
+
 def _put(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load ``state``, which was read from ``path``, if it is of this network."""
     wanted = module.state_dict()

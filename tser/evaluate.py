@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from tser.checkpoints import load_run_data, load_student, load_weights
+from tser.checkpoints import load_run_data, load_student, load_weights, weights_digest
 from tser.data import ImageData, Split
 from tser.data.feed import batches_in_order
 from tser.metrics import Confidence, correct_per_step, predictions_per_step
@@ -73,6 +73,7 @@ def evaluate(
         "split": split,
         "samples": len(images_of),
         "timesteps": student.timesteps,
+        "student_weights": weights_digest(run.student),
         "accuracy": [int(n) / len(images_of) for n in correct],
         "calibration_error": confidence.calibration_error(),
         "early_exit": [asdict(point) for point in confidence.exits()],

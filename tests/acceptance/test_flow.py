@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from tests.acceptance.conftest import Cli, load
+from tser.checkpoints import weights_digest
 from tser.export.onnx_file import write_onnx
 
 
@@ -99,6 +100,8 @@ def test_eval(cli: Cli, tiny: Path) -> None:
     result = load(done.stdout)
     assert len(result["accuracy"]) == 4
     assert all(0 <= accuracy <= 1 for accuracy in result["accuracy"])
+    weights = weights_digest(tiny / "runs" / "digits" / "student.safetensors")
+    assert result["student_weights"] == weights is not None
 
 
 def test_report_is_one_file(cli: Cli, tiny: Path) -> None:

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from tests.report_run import EVIL, URL, complete_run, energy, evaluation, make_bare, write
 from tests.validation_files import validation
+from tser.checkpoints import save_weights, weights_digest
 from tser.config_file import dump_config, parse_config
 from tser.deploy.charts import Line, exit_chart, line_chart, raster_chart, rate_chart
 from tser.deploy.report import write_report
 from tser.deploy.report_blocks import Table
 from tser.deploy.report_raster import evenly
+from tser.deploy.report_results import read_results
 from tser.errors import InputFileError, UsageError
 from tser.runs import Run
 
@@ -251,6 +256,36 @@ def test_an_evaluation_of_another_length_is_flagged(complete: Run) -> None:
     other = parse_config({"student": {"timesteps": 3}}, "test")
     complete.config_file.write_text(dump_config(other), encoding="utf-8")
     assert "Out of date: eval.json" in Page(html(complete)).words
+
+
+def test_numbers_of_another_student_are_flagged(complete: Run) -> None:
+    """It was trained again, or copied here from another run."""
+    torch.manual_seed(0)
+    save_weights(nn.Linear(2, 2), complete.student)
+    own = weights_digest(complete.student)
+    assert own is not None
+    then = {"student_weights": own}
+    digest = read_results(complete).digest
+    write(complete.evaluation, evaluation() | then)
+    write(complete.validation, validation(str(digest)) | then)
+    assert "Out of date" not in Page(html(complete)).words
+    save_weights(nn.Linear(2, 2), complete.student)
+    words = Page(html(complete)).words
+    assert words.count("Out of date: validation.json was made from another graph or student") == 2
+    assert "Out of date: eval.json is of other weights" in words
+    assert "out of date; equal up to" in words
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing", b"\xff" * 64])
+def test_weights_that_carry_no_digest_say_nothing(complete: Run, content: bytes | None) -> None:
+    complete.student.unlink()
+    if content is None:
+        save_file({"a": torch.zeros(1)}, complete.student, {"tser": "{"})
+    else:
+        complete.student.write_bytes(content)
+    assert weights_digest(complete.student) is None
+    write(complete.evaluation, evaluation() | {"student_weights": "0" * 64})
+    assert "Out of date" not in Page(html(complete)).words
 
 
 @pytest.mark.parametrize("name", ["eval.json", "validation.json", "energy.json"])

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from tests.graphs import full, lif, network, pool, view
-from tser.checkpoints import load_student, save_weights
+from tser.checkpoints import load_student, save_weights, weights_digest
 from tser.config import RunConfig, StudentConfig
 from tser.config_file import dump_config
 from tser.data import load_data
@@ -93,6 +93,7 @@ def test_an_export_is_equivalent(document: dict[str, Any], runs: dict[str, Run])
     assert (document["samples"], document["timesteps"]) == (SAMPLES, 3)
     assert (document["graph"], document["against"]) == (str(run.nir), str(run.path))
     assert document["graph_digest"] == document["student_digest"]
+    assert document["student_weights"] == weights_digest(run.student) is not None
     assert [b["name"] for b in document["backends"]] == ["nir-f32", "onnx"]
     assert [b["source"] for b in document["backends"]] == [str(run.nir), str(run.onnx)]
     json.dumps(document, allow_nan=False)

@@ -7,6 +7,7 @@ first process reads and writes the run folder, so that machines need not share a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from tser.errors import TserError, UsageError
 R = TypeVar("R")
 
 _wrappers: WeakSet[DistributedDataParallel] = WeakSet()
+_PAUSE = 0.2
+"""Seconds, of which gloo's threads need some millionths."""
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -61,10 +64,13 @@ def _let_go() -> None:
 
     As its last owner a wrapper would end the group while it holds Python's lock, which a thread of
     gloo may be waiting for to let go of the tensors of the last exchange: neither would go on.
-    ``destroy_process_group`` gives the lock up for that.
+    ``destroy_process_group`` gives the lock up for that, since PyTorch 2.8 (its pull request
+    154976); before, those threads are given time.
     """
     for wrapper in _wrappers:
         wrapper.reducer = wrapper.logger = None  # type: ignore[assignment]
+    if torch.__version__ < "2.8":
+        time.sleep(_PAUSE)
 
 
 def _connection_lost(error: RuntimeError) -> bool:

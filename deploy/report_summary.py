@@ -69,7 +69,7 @@ def _verdict(results: Results) -> Tile:
     reason = cause(found)
     detail = VERDICTS[found.verdict] + (f": {reason}" if reason else "")
     if steps:
-        flips_text = f"at most {flips:,} flips in" if flips else "compared in"
+        flips_text = f"at most {flips:,} flip{'s' * (flips > 1)} in" if flips else "compared in"
         detail += f"; {flips_text} {rounded(steps)} neuron-steps of {found.samples:,} images"
     tile = Tile(label, found.verdict, detail, TONES[found.verdict])
     return _marked(tile, results.validation_is)

@@ -114,6 +114,12 @@ def test_a_tie_is_shown_from_its_seed_to_what_followed(run: Run) -> None:
     assert "1 layer has no flip" not in words
 
 
+@pytest.mark.parametrize(("flips", "words"), [(1, "at most 1 flip in"), (2, "at most 2 flips in")])
+def test_flips_are_counted_in_words(run: Run, flips: int, words: str) -> None:
+    found = backend("onnx", layer(flips=(flips, 0)), flips=flips)
+    assert words in Words(report(run, validation("", found))).text
+
+
 def test_another_rule_is_named(run: Run) -> None:
     text = report(run, validation("", same(), wrong()))
     assert figures(text) == [f"2-{name}" for name in FIGURES]

@@ -291,6 +291,24 @@ def check_teacher(state: dict[str, Any] | None, taught_by: str, run: Run) -> Non
         )
 
 
+def check_taught_by(teacher: nn.Module, run: Run) -> None:
+    """Refuse a teacher other than the one that the student of a finished run learnt from.
+
+    Args:
+        teacher: with its weights; students of earlier versions do not say whose they are.
+        run: whose.
+
+    Raises:
+        InputFileError: it is another one.
+    """
+    then = read_weights(run.student)[1].get("teacher", "")
+    if then and then != digest(teacher.state_dict()):
+        raise InputFileError(
+            f"{run.teacher} holds another teacher than the one that {run.student.name} learnt "
+            "from; restore it, or delete it to go without its accuracy"
+        )
+
+
 def load_teacher(teacher: nn.Module, config: RunConfig, run: Run) -> None:
     """Read the teacher of a run, if it was trained as the run is configured now.
 

@@ -9,7 +9,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from tser.checkpoints import load_run_data, load_student, load_weights, weights_digest
+from tser.checkpoints import (
+    check_taught_by,
+    load_run_data,
+    load_student,
+    load_weights,
+    weights_digest,
+)
 from tser.data import ImageData, Split
 from tser.data.feed import batches_in_order
 from tser.metrics import Confidence, correct_per_step, predictions_per_step
@@ -91,6 +97,7 @@ def _teacher_accuracy(run: Run, data: ImageData, split: Split, batch_size: int) 
         return None
     teacher = make_run_teacher(run.config(), data, run.factories, published=False)
     load_weights(teacher, run.teacher)
+    check_taught_by(teacher, run)
     teacher.eval()
     right = sum(
         int(correct_per_step(teacher(images).unsqueeze(0), labels)[0])

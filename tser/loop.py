@@ -146,7 +146,8 @@ def fit(
             if phase.name == "teacher":
                 save_weights(phase.model, run.teacher, describe_teacher(config))
             else:
-                save_weights(phase.model, run.student, describe(config, data))
+                about = describe(config, data) | {"teacher": phase.taught_by}
+                save_weights(phase.model, run.student, about)
         if watch.agree():
             raise Stopped
 

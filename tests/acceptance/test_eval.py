@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.acceptance.conftest import Cli, load
 
@@ -54,3 +56,23 @@ def test_an_unknown_split(cli: Cli, tiny: Path) -> None:
     assert done.returncode == 2
     assert "train" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_teacher_of_another_run_is_no_yardstick(cli: Cli, tiny: Path) -> None:
+    run = tiny / "runs" / "digits"
+    before = (run / "eval.json").read_bytes()
+    own = run.parent / "own.safetensors"
+    (run / "teacher.safetensors").rename(own)
+    try:
+        with safe_open(own, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file({name: -value for name, value in weights.items()}, run / "teacher.safetensors")
+        done = cli("eval", "runs/digits", cwd=tiny)
+        assert done.returncode == 4
+        assert "holds another teacher than the one that student.safetensors learnt" in done.stderr
+        assert (run / "eval.json").read_bytes() == before
+        (run / "teacher.safetensors").unlink()
+        done = cli("eval", "runs/digits", "--split", "val", "--json", cwd=tiny)
+        assert load(done.stdout)["teacher_accuracy"] is None
+    finally:
+        own.replace(run / "teacher.safetensors")

@@ -116,7 +116,9 @@ def weights_digest(path: Path) -> str | None:
         check_plain(path)
         with safe_open(path, "pt") as file:
             stated = json.loads((file.metadata() or {})[_KEY])["sha256"]
-    except (InputFileError, SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except (InputFileError, SafetensorError, OSError, RecursionError):
+        return None
+    except (ValueError, KeyError, TypeError):  # metadata of others
         return None
     return stated if isinstance(stated, str) else None
 

@@ -276,11 +276,15 @@ def test_numbers_of_another_student_are_flagged(complete: Run) -> None:
     assert "out of date; equal up to" in words
 
 
-@pytest.mark.parametrize("content", [None, b"", b"nothing", b"\xff" * 64])
-def test_weights_that_carry_no_digest_say_nothing(complete: Run, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nothing", b"\xff" * 64, "{", "{}", "[]", '{"sha256": 3}', "[" * 100_000],
+    ids=range(8),
+)
+def test_weights_that_carry_no_digest_say_nothing(complete: Run, content: bytes | str) -> None:
     complete.student.unlink()
-    if content is None:
-        save_file({"a": torch.zeros(1)}, complete.student, {"tser": "{"})
+    if isinstance(content, str):
+        save_file({"a": torch.zeros(1)}, complete.student, {"tser": content})
     else:
         complete.student.write_bytes(content)
     assert weights_digest(complete.student) is None
